@@ -1,0 +1,176 @@
+import pytest
+import torch
+
+from dojo.testing import assert_matches, forbid, gradients, layouts, unchanged
+
+# No two axes of a shape are equal, so that a swapped axis cannot hide.
+SHAPES_AND_DIMS = [
+    ((4, 7), -1),
+    ((4, 7), 0),
+    ((7, 4), 1),
+    ((1, 6), 1),
+    ((6, 1), 1),
+    ((5, 3, 8), 1),
+    ((5, 3, 8), -3),
+    ((2, 3, 5, 4), 2),
+    ((9,), 0),
+]
+# What each step's rounding may add up to; probabilities are at most one, scores about ten.
+DTYPES = [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 6e-2)]
+
+
+def scores(*shape, dtype=torch.float32):
+    """Scores spread widely enough that no slice is near uniform."""
+    return (3 * torch.randn(shape, dtype=torch.float64)).to(dtype)
+
+
+@pytest.mark.parametrize(("shape", "dim"), SHAPES_AND_DIMS)
+def test_functional_matches_torch(impl, shape, dim):
+    x = scores(*shape)
+    with unchanged(x=x):
+        actual = impl.softmax_functional(x, dim=dim)
+    assert_matches(actual, torch.softmax(x, dim), f"softmax_functional along axis {dim}")
+
+
+@pytest.mark.parametrize(("shape", "dim"), SHAPES_AND_DIMS)
+def test_softmax_matches_torch(impl, shape, dim):
+    x = scores(*shape)
+    with unchanged(x=x), forbid("softmax", "log_softmax"):
+        actual = impl.softmax(x, dim)
+    assert_matches(actual, torch.softmax(x, dim), f"softmax of a {shape} tensor along axis {dim}")
+
+
+@pytest.mark.parametrize(("shape", "dim"), SHAPES_AND_DIMS)
+def test_every_slice_sums_to_one(impl, shape, dim):
+    sums = impl.softmax(scores(*shape), dim=dim).sum(dim)
+    worst = sums.flatten()[(sums - 1).abs().argmax()].item()
+    assert abs(worst - 1) < 1e-5, (
+        f"probabilities of a {shape} tensor along axis {dim} should sum to 1; "
+        f"one slice sums to {worst:.4g}"
+    )
+
+
+def test_softmax_defaults_to_the_last_axis(impl):
+    x = scores(4, 7, 3)
+    assert_matches(impl.softmax(x), torch.softmax(x, -1), "softmax without dim")
+    assert_matches(impl.softmax_functional(x), torch.softmax(x, -1), "softmax_functional, no dim")
+    assert_matches(impl.log_softmax(x), torch.log_softmax(x, -1), "log_softmax without dim")
+
+
+def test_any_memory_layout(impl):
+    for layout, x in layouts(scores(5, 3, 8)):
+        assert_matches(impl.softmax(x, 1), torch.softmax(x, 1), f"softmax of a {layout} tensor")
+        expected = torch.log_softmax(x, 1)
+        assert_matches(impl.log_softmax(x, 1), expected, f"log_softmax of a {layout} tensor")
+    row = scores(7).expand(4, 7)
+    assert_matches(impl.softmax(row, 1), torch.softmax(row, 1), "softmax of an expanded tensor")
+
+
+# A float32 near 10,000 has steps of 0.001, and x - logsumexp(x) is as exact as those.
+NAMES_AND_ATOL = [("softmax", 1e-5), ("log_softmax", 2e-3)]
+
+
+@pytest.mark.parametrize(("name", "atol"), NAMES_AND_ATOL)
+def test_large_scores(impl, name, atol):
+    x = scores(4, 7) + 1e4
+    actual = getattr(impl, name)(x, dim=1)
+    assert_matches(actual, getattr(torch, name)(x, 1), f"{name} of scores near 10,000", atol=atol)
+
+
+@pytest.mark.parametrize(("name", "atol"), NAMES_AND_ATOL)
+def test_very_negative_scores(impl, name, atol):
+    x = scores(4, 7) - 1e4
+    actual = getattr(impl, name)(x, dim=1)
+    assert_matches(actual, getattr(torch, name)(x, 1), f"{name} of scores near -10,000", atol=atol)
+
+
+@pytest.mark.parametrize(("name", "atol"), NAMES_AND_ATOL)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_slices_far_apart(impl, name, atol, dim):
+    # Levels 1,000 apart: exp of one slice's scores is zero next to another's.
+    levels = torch.tensor([-1e3, 0.0, 1e3])
+    x = scores(3, 5) + levels[:, None]
+    x = x if dim == 1 else x.T
+    actual = getattr(impl, name)(x, dim=dim)
+    expected = getattr(torch, name)(x, dim)
+    assert_matches(actual, expected, f"{name} of slices at -1000, 0 and 1000", atol=atol)
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_masked_scores(impl, name):
+    x = scores(4, 7)
+    x[0, 2] = x[1, 0] = x[3, 6] = -torch.inf
+    x[2] = -torch.inf
+    actual = getattr(impl, name)(x, dim=1)
+    assert_matches(actual, getattr(torch, name)(x, 1), f"{name} with scores of -inf")
+
+
+@pytest.mark.parametrize(("shape", "dim"), SHAPES_AND_DIMS)
+def test_log_softmax_matches_torch(impl, shape, dim):
+    x = scores(*shape)
+    with unchanged(x=x), forbid("softmax", "log_softmax"):
+        actual = impl.log_softmax(x, dim)
+    expected = torch.log_softmax(x, dim)
+    assert_matches(actual, expected, f"log_softmax of a {shape} tensor along axis {dim}")
+
+
+def test_log_softmax_of_unlikely_entries(impl):
+    x = torch.tensor([[0.0, -200.0, -1e4], [300.0, 0.0, 299.0]])
+    expected = torch.log_softmax(x.double(), 1).float()
+    assert_matches(impl.log_softmax(x, dim=1), expected, "log_softmax of scores far below the best")
+
+
+@pytest.mark.parametrize(("dtype", "atol"), DTYPES)
+@pytest.mark.parametrize("name", ["softmax_functional", "softmax", "log_softmax"])
+def test_dtype_is_kept(impl, name, dtype, atol):
+    x = scores(5, 3, 8, dtype=dtype)
+    actual = getattr(impl, name)(x, dim=1)
+    oracle = torch.log_softmax if name == "log_softmax" else torch.softmax
+    expected = oracle(x.double(), 1).to(dtype)
+    assert_matches(actual, expected, f"{name} in {dtype}", rtol=2e-2 * (atol > 1e-2), atol=atol)
+
+
+@pytest.mark.parametrize(("shape", "dim"), SHAPES_AND_DIMS)
+def test_backward_matches_autograd(impl, shape, dim):
+    x = scores(*shape).requires_grad_()
+    grad_out = torch.randn(shape)
+    out = torch.softmax(x, dim)
+    with unchanged(out=out, grad_out=grad_out), forbid("softmax", "log_softmax"):
+        actual = impl.softmax_backward(grad_out, out.detach(), dim)
+    (expected,) = gradients(out, [x], grad_out)
+    assert_matches(actual, expected, f"the gradient of softmax along axis {dim}, shape {shape}")
+
+
+@pytest.mark.parametrize(("dtype", "atol"), DTYPES)
+def test_backward_keeps_the_dtype(impl, dtype, atol):
+    x = scores(5, 3, 8, dtype=dtype)
+    grad_out = torch.randn(5, 3, 8).to(dtype)
+    actual = impl.softmax_backward(grad_out, torch.softmax(x, 1), 1)
+    exact = x.double().requires_grad_()
+    (expected,) = gradients(torch.softmax(exact, 1), [exact], grad_out.double())
+    assert_matches(actual, expected.to(dtype), f"softmax_backward in {dtype}", rtol=0, atol=atol)
+
+
+def test_backward_defaults_to_the_last_axis(impl):
+    x = scores(4, 7, 3).requires_grad_()
+    grad_out = torch.randn(4, 7, 3)
+    out = torch.softmax(x, -1)
+    actual = impl.softmax_backward(grad_out=grad_out, out=out.detach())
+    (expected,) = gradients(out, [x], grad_out)
+    assert_matches(actual, expected, "softmax_backward without dim")
+
+
+def test_backward_of_equal_gradients_is_zero(impl):
+    # Probabilities always sum to one, so pushing all of them up equally moves no score.
+    out = torch.softmax(scores(4, 7, dtype=torch.float64), 1)
+    actual = impl.softmax_backward(torch.full_like(out, 2.5), out, dim=1)
+    assert_matches(actual, torch.zeros_like(out), "the gradient when all outputs share one")
+
+
+def test_backward_takes_strided_gradients(impl):
+    x = scores(5, 3, 8).requires_grad_()
+    out = torch.softmax(x, 1)
+    for layout, grad_out in layouts(torch.randn(5, 3, 8)):
+        actual = impl.softmax_backward(grad_out, out.detach(), 1)
+        (expected,) = gradients(out, [x], grad_out)
+        assert_matches(actual, expected, f"the gradient for an upstream gradient that is {layout}")

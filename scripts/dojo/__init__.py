@@ -1,0 +1,1 @@
+"""The package behind the scripts: it finds, plants, runs, checks and times katas."""

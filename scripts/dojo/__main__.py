@@ -1,0 +1,5 @@
+"""Runs the command line: `python -m dojo`."""
+
+from dojo.cli import main
+
+main()

@@ -1,0 +1,68 @@
+"""Times references beside the operators of the libraries they imitate, as ratios in one run."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from dojo.catalogue import Kata
+from dojo.loading import load_module
+from dojo.project import Project
+
+# Enough to let an outlier go by, few enough that all katas take a minute.
+ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload: ours, and the library's operator for it where there is one."""
+
+    label: str
+    ours: Callable[[], object]
+    theirs: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median seconds of a call."""
+
+    label: str
+    ours: float
+    theirs: float | None
+
+
+def timings(project: Project, kata: Kata) -> Iterator[Timing]:
+    """Time what `scripts/bench/NN_name.py` makes of the kata's reference, if there is such a file.
+
+    The file defines `cases(reference) -> list[Case]`.
+    """
+    path = project.root / "scripts" / "bench" / f"{kata.name}.py"
+    if not path.is_file():
+        return
+    reference = load_module(kata.reference, f"bench_reference_{kata.name}", _read(kata.reference))
+    for case in load_module(path, f"bench_{kata.name}", _read(path)).cases(reference):
+        yield time_case(case)
+
+
+def time_case(case: Case) -> Timing:
+    """Time ours and theirs in turn, so that a change of the machine's speed meets both."""
+    rounds: list[tuple[float, float]] = []
+    case.ours()  # first calls pay for caches and lazy imports
+    if case.theirs is not None:
+        case.theirs()
+    for _ in range(ROUNDS):
+        rounds.append((_seconds(case.ours), _seconds(case.theirs) if case.theirs else 0.0))
+    ours = median(ours for ours, _ in rounds)
+    theirs = median(theirs for _, theirs in rounds) if case.theirs else None
+    return Timing(case.label, ours, theirs)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes()

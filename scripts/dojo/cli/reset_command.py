@@ -1,0 +1,60 @@
+"""kata reset: plant bugs, keeping the learner's text."""
+
+import click
+
+from dojo import catalogue, play
+from dojo.catalogue import Kata
+from dojo.project import Project
+
+
+@click.command(name="reset")
+@click.argument("names", metavar="[KATA]...", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Reset every kata.")
+@click.option("--bugs", metavar="ID,ID", help="Plant these bugs in place of the default ones.")
+@click.option("--count", type=int, metavar="N", help="Plant N bugs drawn at random.")
+@click.option("--seed", type=int, metavar="S", help="Draw the same bugs on every machine.")
+@click.pass_obj
+def command(
+    project: Project,
+    names: tuple[str, ...],
+    every: bool,
+    bugs: str | None,
+    count: int | None,
+    seed: int | None,
+) -> None:
+    """Plant a kata's bugs again. Your text is kept: scripts/undo.sh brings it back.
+
+    \b
+    Example: kata reset softmax
+    Example: kata reset softmax --count 2 --seed 7
+    """
+    if every == bool(names):
+        raise click.UsageError("name the katas to reset, or give --all")
+    if bugs is not None and (count is not None or seed is not None):
+        raise click.UsageError("--bugs names the bugs; --count and --seed draw them: give one kind")
+    katas = catalogue.load_all(project) if every else [catalogue.find(project, n) for n in names]
+    # All are chosen before any is planted: a wrong id changes nothing.
+    chosen = [(kata, _choose(kata, bugs, count, seed)) for kata in katas]
+    for kata, bug_ids in chosen:
+        kata.planted_source(bug_ids)
+    for kata, bug_ids in chosen:
+        _reset(project, kata, bug_ids)
+
+
+def _choose(kata: Kata, bugs: str | None, count: int | None, seed: int | None) -> tuple[str, ...]:
+    if bugs is not None:
+        bug_ids = tuple(dict.fromkeys(bug_id.strip() for bug_id in bugs.split(",")))
+        for bug_id in bug_ids:
+            kata.bug(bug_id)
+        return bug_ids
+    if count is None and seed is None:
+        return kata.default
+    return play.draw_bugs(kata, count or len(kata.default), seed)
+
+
+def _reset(project: Project, kata: Kata, bug_ids: tuple[str, ...]) -> None:
+    with play.opened(project, kata) as player:
+        backup = player.plant(bug_ids)
+    plural = "bug" if len(bug_ids) == 1 else "bugs"
+    kept = f"; your text is kept: scripts/undo.sh {kata.name}" if backup else ""
+    click.echo(f"{kata.name}: {len(bug_ids)} {plural} planted{kept}")

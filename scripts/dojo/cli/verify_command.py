@@ -1,0 +1,120 @@
+"""kata verify: prove that the tests can be trusted."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import click
+
+from dojo import catalogue, mutate
+from dojo.catalogue import Kata
+from dojo.cli.table import render
+from dojo.pool import Pool, runner_pool
+from dojo.project import Project
+from dojo.verify import Report, verify
+
+
+@click.command(name="verify")
+@click.argument("names", metavar="[KATA]...", nargs=-1)
+@click.option(
+    "--mutants", is_flag=True, help="Try every standard mutant of the reference in place of bugs."
+)
+@click.pass_obj
+def command(project: Project, names: tuple[str, ...], mutants: bool) -> None:
+    """Check katas (all unless named): the reference passes, every bug is caught.
+
+    \b
+    Example: kata verify softmax
+    Exit status: 0 all is well, 1 something is not caught or malformed.
+    """
+    if names:
+        katas = [catalogue.find(project, name) for name in names]
+    else:
+        katas = catalogue.load_all(project)
+    well = _mutants(project, katas) if mutants else _bugs(project, katas)
+    if not well:
+        raise SystemExit(1)
+
+
+def _bugs(project: Project, katas: Sequence[Kata]) -> bool:
+    reports = []
+    with runner_pool(project) as pool:
+        for kata in katas:
+            click.echo(f"verifying {kata.name} ...", err=True)
+            reports.append(verify(kata, pool, has_gpu=_has_gpu()))
+    click.echo(render_reports(reports))
+    for report in reports:
+        for problem in report.problems:
+            click.secho(f"{report.kata.name}: {problem}", fg="red")
+        if report.unchecked:
+            click.echo(
+                f"{report.kata.name}: not checked, for they need a GPU: "
+                f"{', '.join(report.unchecked)}"
+            )
+    return not any(report.problems for report in reports)
+
+
+def render_reports(reports: Sequence[Report]) -> str:
+    """Return the table: a row a kata."""
+    rows = []
+    for report in reports:
+        counts = report.caught_by.values()
+        caught = sum(count > 0 for count in counts)
+        rows.append(
+            (
+                report.kata.name,
+                f"{caught} of {len(report.caught_by)}",
+                f"{min(counts)}-{max(counts)}" if counts else "-",
+                f"{report.combinations_caught} of {report.combinations}",
+                f"{report.slowest_reference:.2f}",
+                f"{report.seconds:.1f}",
+                "ok" if not report.problems else "PROBLEMS",
+            )
+        )
+    header = ("kata", "bugs caught", "by tests", "sets caught", "tests s", "total s", "")
+    return render(header, rows)
+
+
+def _mutants(project: Project, katas: Sequence[Kata]) -> bool:
+    rows = []
+    survivors = []
+    with runner_pool(project, mutate.LIMITS) as pool:
+        for kata in katas:
+            click.echo(f"mutating {kata.name} ...", err=True)
+            counts, left = _judge(kata, pool)
+            survivors += left
+            counted = counts["caught"] + counts["survived"]
+            rows.append(
+                (
+                    kata.name,
+                    str(counted),
+                    str(counts["caught"]),
+                    str(counts["survived"]),
+                    str(counts["equivalent"]),
+                    f"{100 * counts['caught'] / counted:.1f} %" if counted else "-",
+                )
+            )
+    click.echo(render(("kata", "mutants", "caught", "survived", "equivalent", "score"), rows))
+    for line in survivors:
+        click.echo(line)
+    return not survivors
+
+
+def _judge(kata: Kata, pool: Pool) -> tuple[Counter[str], list[str]]:
+    counts: Counter[str] = Counter()
+    survivors = []
+    for judged in mutate.judge(kata, pool):
+        counts[judged.verdict] += 1
+        if judged.verdict == "survived":
+            mutant = judged.mutant
+            survivors.append(
+                f"\n{kata.name}, reference.py line {mutant.line}: {mutant.operator} survives\n"
+                f"- {mutant.before}\n+ {mutant.after}".replace("\n  ", "\n")
+            )
+    return counts, survivors
+
+
+def _has_gpu() -> bool:
+    """Ask the driver's own tool: importing torch here would make every command slow."""
+    import shutil
+
+    return shutil.which("nvidia-smi") is not None

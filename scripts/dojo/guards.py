@@ -1,0 +1,97 @@
+"""Keeps broken code from taking pytest down with it: endless loops, `os._exit`, floods of output.
+
+These work inside the process, so they also serve plain `pytest`. What they cannot stop (a loop
+inside C code, a crash of the interpreter) ends the process; the runner turns that into a verdict.
+"""
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from _pytest.outcomes import Failed
+
+TIMEOUT_SECONDS = 10.0
+OUTPUT_BYTES = 16 * 2**20
+
+
+class TimedOut(Failed):
+    """The code ran longer than a test may; not an `Exception`, so that no loop swallows it."""
+
+
+class Exited(Failed):
+    """The code tried to end the whole process."""
+
+
+class Flooded(Failed):
+    """The code printed without end."""
+
+
+@contextlib.contextmanager
+def contained(seconds: float) -> Iterator[None]:
+    """Run the block with a time limit, a limit on what it prints, and no way to exit."""
+    with _time_limit(seconds), _output_limit(), _no_exit():
+        yield
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    usable = hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread()
+    # A person stepping through the code in a debugger takes the time they like.
+    if not usable or sys.gettrace() is not None:
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimedOut(f"still running after {seconds:g} s: an endless loop?", pytrace=False)
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    # Again and again: a bare `except:` in a loop may swallow the first.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+@contextlib.contextmanager
+def _output_limit() -> Iterator[None]:
+    """Cap the files that pytest captures output in; a print beyond it raises `OSError`."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = OUTPUT_BYTES if hard == resource.RLIM_INFINITY else min(OUTPUT_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        megabytes = limit // 2**20
+        raise Flooded(f"the code printed more than {megabytes} MB", pytrace=False) from None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def _no_exit() -> Iterator[None]:
+    exit_process, pid = os._exit, os.getpid()
+
+    def refuse(status: int) -> Any:
+        if os.getpid() != pid:  # a process that the code forked may end itself
+            exit_process(status)
+        raise Exited(f"the code called os._exit({status})", pytrace=False)
+
+    os._exit = refuse
+    try:
+        yield
+    finally:
+        os._exit = exit_process

@@ -1,0 +1,61 @@
+"""Loads an implementation from a file, always from its present text."""
+
+import importlib.util
+import linecache
+import re
+import sys
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import CodeType, ModuleType
+
+
+class _SourceLoader(SourceFileLoader):
+    """Runs the text it is given, never a bytecode cache.
+
+    The cache goes by size and whole second, so it would run the old code after an edit that keeps
+    the size.
+    """
+
+    def __init__(self, name: str, path: Path, source: bytes) -> None:
+        super().__init__(name, str(path))
+        self._source = source
+
+    def get_code(self, fullname: str) -> CodeType:
+        code: CodeType = self.source_to_code(self._source, self.get_filename(fullname))
+        return code
+
+
+def load_module(path: Path, name: str, source: bytes) -> ModuleType:
+    """Run the text of the file at `path` as a module; what it raises passes through."""
+    linecache.checkcache(str(path))
+    module_name = re.sub(r"\W", "_", name)
+    spec = importlib.util.spec_from_file_location(
+        module_name, path, loader=_SourceLoader(module_name, path, source)
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Before exec: a dataclass with postponed annotations looks itself up in sys.modules.
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module
+
+
+def explain_load_error(error: BaseException, path: Path) -> str:
+    """Return one line that says why the file did not load, and where."""
+    name = path.name
+    if isinstance(error, FileNotFoundError) and not path.exists():
+        return f"{name} is missing: scripts/reset.sh puts it back"
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f"{name}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+    line, traceback = None, error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == str(path):
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    place = f"{name}, line {line}" if line else name
+    return f"{place}: {type(error).__name__}: {error}"

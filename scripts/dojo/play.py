@@ -1,0 +1,139 @@
+"""What a learner does with a kata, kept in step: the file, what is planted, and the history."""
+
+import difflib
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from dojo import results
+from dojo.catalogue import Bug, Kata
+from dojo.errors import DojoError
+from dojo.history import Attempt, History, Run
+from dojo.plant import choose
+from dojo.project import Project
+from dojo.results import Outcome, TestResult
+from dojo.workspace import Backup, Planting, Workspace
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one whole run says of the planted bugs."""
+
+    planted: tuple[Bug, ...]
+    gone: tuple[str, ...]
+    solved: bool
+
+
+class Player:
+    """One learner at one kata."""
+
+    def __init__(self, project: Project, kata: Kata) -> None:
+        """Open the kata's workspace and the project's history."""
+        self.kata = kata
+        self.workspace = Workspace(project, kata)
+        self.history = History(project.state / "history.sqlite")
+
+    def planted(self) -> tuple[Bug, ...]:
+        """Return the bugs planted in the learner's file."""
+        return tuple(self.kata.bug(bug_id) for bug_id in self.workspace.planting().bugs)
+
+    def attempt(self) -> Attempt:
+        """Return the present attempt, beginning one if none is recorded."""
+        planting = self.workspace.planting()
+        if planting.attempt is not None:
+            attempt = self.history.attempt(planting.attempt)
+            if attempt is not None:
+                return attempt
+        attempt_id = self.history.start(self.kata.name, planting.bugs)
+        self.workspace.record(replace(planting, attempt=attempt_id))
+        attempt = self.history.attempt(attempt_id)
+        assert attempt is not None
+        return attempt
+
+    def plant(self, bug_ids: Sequence[str], reason: str = "reset") -> Backup | None:
+        """Plant these bugs in the learner's file as a new attempt, keeping the old text."""
+        bugs = tuple(bug_ids)
+        source = self.kata.planted_source(bugs)
+        attempt_id = self.history.start(self.kata.name, bugs)
+        return self.workspace.replace(source.encode(), Planting(bugs, attempt_id), reason)
+
+    def record(self, revision: str, outcomes: Sequence[TestResult], seconds: float) -> Judgement:
+        """Record a run of the whole test file against that revision of the file, and judge it."""
+        planted = self.planted()
+        gone: list[str] = []
+        if not results.broken(outcomes):
+            gone = results.gone(planted, results.failing_functions(outcomes))
+        judgement = Judgement(planted, tuple(gone), results.solved(outcomes))
+        passed = sum(result.outcome is Outcome.PASSED for result in outcomes)
+        skipped = sum(result.outcome is Outcome.SKIPPED for result in outcomes)
+        run = Run(
+            revision,
+            passed,
+            len(outcomes) - passed - skipped,
+            judgement.gone,
+            judgement.solved,
+            seconds,
+        )
+        self.history.add_run(self.attempt().id, run)
+        return judgement
+
+    def diff_to_correct(self) -> str:
+        """Return the diff from the learner's file to the reference; empty if they are equal."""
+        return _diff(self.workspace.text(), self.kata.correct_source, self.kata)
+
+    def diff_from_planted(self) -> str:
+        """Return the diff from the planted text to the learner's file: what they changed."""
+        planted = self.kata.planted_source(self.workspace.planting().bugs)
+        return _diff(planted, self.workspace.text(), self.kata)
+
+
+@contextmanager
+def opened(project: Project, kata: Kata) -> Iterator[Player]:
+    """Open a player for one command, and close its history afterwards."""
+    player = Player(project, kata)
+    try:
+        yield player
+    finally:
+        player.history.close()
+
+
+def next_hint(planted: Sequence[Bug], gone: Sequence[str], given: int) -> tuple[Bug, int] | None:
+    """Return the bug and the number (from 0) of the hint that follows `given` earlier ones.
+
+    Hints go round: the first of every bug, then the second of every bug. Those of a bug that is
+    gone are passed over without being counted.
+    """
+    order = [
+        (bug, level)
+        for level in range(max((len(bug.hints) for bug in planted), default=0))
+        for bug in planted
+        if level < len(bug.hints)
+    ]
+    remaining = [(bug, level) for bug, level in order[given:] if bug.id not in gone]
+    if remaining:
+        return remaining[0]
+    last = [(bug, level) for bug, level in order if bug.id not in gone]
+    return last[-1] if last else None
+
+
+def draw_bugs(kata: Kata, count: int, seed: int | None) -> tuple[str, ...]:
+    """Draw bugs that go together; a seed gives the same ones everywhere."""
+    if count < 1:
+        raise DojoError(f"--count must be at least 1, not {count}")
+    bugs = [bug for bug in kata.bugs if not bug.gpu]
+    rng = random.Random() if seed is None else random.Random(f"{kata.name}:{seed}")
+    chosen = choose(kata.correct_source, bugs, count, rng)
+    if chosen is None:
+        raise DojoError(f"{kata.name} has no {count} bugs that can be planted together")
+    return tuple(bug.id for bug in chosen)
+
+
+def _diff(old: str, new: str, kata: Kata) -> str:
+    lines = difflib.unified_diff(
+        old.splitlines(keepends=True),
+        new.splitlines(keepends=True),
+        f"{kata.name}/botched.py (before)",
+        f"{kata.name}/botched.py (after)",
+    )
+    return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)

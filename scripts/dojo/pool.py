@@ -1,0 +1,52 @@
+"""Runs many variants of katas at once: one warm runner a core."""
+
+import os
+import queue
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from dojo.project import Project
+from dojo.runner import Limits, Runner
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Pool:
+    """A set of warm runners that share out jobs."""
+
+    def __init__(self, runners: list[Runner]) -> None:
+        """Take runners that are free."""
+        self._free: queue.SimpleQueue[Runner] = queue.SimpleQueue()
+        for runner in runners:
+            self._free.put(runner)
+        self._size = len(runners)
+
+    def map(self, work: Callable[[Runner, Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        """Yield `work(runner, job)` for each job, in order, as the results come."""
+
+        def with_runner(job: Job) -> Result:
+            runner = self._free.get()
+            try:
+                return work(runner, job)
+            finally:
+                self._free.put(runner)
+
+        with ThreadPoolExecutor(self._size) as threads:
+            try:
+                yield from threads.map(with_runner, jobs)
+            finally:
+                threads.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def runner_pool(project: Project, limits: Limits | None = None) -> Iterator[Pool]:
+    """Start as many runners as there are cores, and end them afterwards."""
+    runners = [Runner(project, limits) for _ in range(len(os.sched_getaffinity(0)))]
+    try:
+        yield Pool(runners)
+    finally:
+        for runner in runners:
+            runner.close()

@@ -1,0 +1,26 @@
+"""Where things are: one object that knows the project's folders."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Project:
+    """A checkout of the katas, or a small copy of one in a test."""
+
+    root: Path
+
+    @classmethod
+    def here(cls) -> "Project":
+        """Return the project that this package is part of."""
+        return cls(Path(__file__).resolve().parents[2])
+
+    @property
+    def katas(self) -> Path:
+        """Return the folder that holds one folder a kata."""
+        return self.root / "katas"
+
+    @property
+    def state(self) -> Path:
+        """Return the git-ignored folder that holds the learner's history and backups."""
+        return self.root / ".dojo"

@@ -1,0 +1,88 @@
+"""What a run of a kata's tests says, in plain data: no text is parsed to get it."""
+
+import ast
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+
+class Outcome(StrEnum):
+    """How one test ended."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    SKIPPED = "skipped"
+    ERROR = "error"  # outside the test's own call: the file did not load, a fixture failed
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """One test: its name with parameters, how it ended, and what it said."""
+
+    __test__ = False  # pytest takes a class called Test... for a test
+
+    name: str
+    outcome: Outcome
+    message: str
+    seconds: float
+    revision: str = ""  # of the implementation's text that was tested
+
+    @property
+    def function(self) -> str:
+        """Return the test's name without its parameters."""
+        return self.name.partition("[")[0]
+
+
+class _Bug(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def killed_by(self) -> tuple[str, ...]: ...
+
+
+def failing_functions(results: Iterable[TestResult]) -> set[str]:
+    """Return the test functions of which at least one case did not pass."""
+    bad = (Outcome.FAILED, Outcome.TIMEOUT, Outcome.ERROR)
+    return {result.function for result in results if result.outcome in bad}
+
+
+def solved(results: Sequence[TestResult]) -> bool:
+    """Say whether some test passed and none failed."""
+    outcomes = {result.outcome for result in results}
+    return Outcome.PASSED in outcomes and outcomes <= {Outcome.PASSED, Outcome.SKIPPED}
+
+
+def broken(results: Iterable[TestResult]) -> str | None:
+    """Return why the tests could not run, or None if they could."""
+    return next((r.message for r in results if r.outcome is Outcome.ERROR), None)
+
+
+def gone(planted: Sequence[_Bug], failing: set[str]) -> list[str]:
+    """Return the ids of the planted bugs that the tests prove gone.
+
+    A bug makes every test of its `killed_by` fail, so a pass among them proves that it is gone,
+    provided that what still fails there is the work of a bug that is certainly left.
+    """
+    left = {bug.id for bug in planted if failing.issuperset(bug.killed_by)}
+    explained = {test for bug in planted if bug.id in left for test in bug.killed_by}
+    return [
+        bug.id
+        for bug in planted
+        if bug.id not in left and explained.issuperset(failing.intersection(bug.killed_by))
+    ]
+
+
+def test_functions(path: Path) -> set[str]:
+    """Return the names of the test functions that a test file defines."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+
+
+test_functions.__test__ = False  # type: ignore[attr-defined]

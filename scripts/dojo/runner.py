@@ -1,0 +1,213 @@
+"""Runs a kata's tests: warm, isolated, with a verdict whatever the code under test does."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import TracebackType
+from typing import Any
+
+from dojo import guards
+from dojo.catalogue import Kata
+from dojo.errors import DojoError
+from dojo.project import Project
+from dojo.results import Outcome, TestResult, broken, solved
+
+
+class Status(StrEnum):
+    """How a run ended as a whole."""
+
+    PASSED = "passed"
+    FAILED = "failed"  # some test failed by an assertion, an exception or its time limit
+    BROKEN = "broken"  # the tests could not run: the file does not load, nothing was collected
+    TIMEOUT = "timeout"  # the run as a whole took too long
+    CRASHED = "crashed"  # the process ended before the tests did
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run may take."""
+
+    test_seconds: float = guards.TIMEOUT_SECONDS
+    run_seconds: float = 60.0
+    memory_bytes: int = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The outcome of a run: each test's result, and what happened to the run."""
+
+    status: Status
+    tests: tuple[TestResult, ...]
+    detail: str
+    seconds: float
+    revision: str = field(default="")
+
+
+class Runner:
+    """A warm process and the way to talk to it. One run at a time; `cancel` from any thread."""
+
+    def __init__(self, project: Project, limits: Limits | None = None) -> None:
+        """Start the warm process; it gets ready while the caller goes on."""
+        self._project = project
+        self._limits = limits or Limits()
+        self._lock = threading.Lock()
+        self._start()
+
+    def __enter__(self) -> "Runner":
+        """Return the runner itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the warm process."""
+        self.close()
+
+    def run(
+        self,
+        kata: Kata,
+        impl: str = "botched",
+        seed: int | None = None,
+        select: Sequence[str] = (),
+    ) -> RunResult:
+        """Run the kata's tests (or those selected by name) against an implementation."""
+        arguments = [
+            *([f"{kata.tests}::{name}" for name in select] or [str(kata.folder)]),
+            f"--rootdir={self._project.root}",
+            f"--impl={impl}",
+            f"--kata-timeout={self._limits.test_seconds}",
+            "--kata-no-history",
+            "-q",
+            "-pno:cacheprovider",
+            *([] if seed is None else [f"--kata-seed={seed}"]),
+        ]
+        request = {
+            "root": str(self._project.root),
+            "arguments": arguments,
+            # Plugins found by entry points cost more than a fast kata's tests.
+            "environment": {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+            "run_seconds": self._limits.run_seconds,
+            "memory_bytes": self._limits.memory_bytes,
+        }
+        with self._lock:
+            answer = self._ask(request)
+        return _result(answer, self._limits)
+
+    def cancel(self) -> None:
+        """Stop the run that is under way, if there is one; it returns as cancelled."""
+        self._send({"cancel": True})
+
+    def close(self) -> None:
+        """End the warm process and whatever it runs."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def _start(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(self._project.root / "scripts")}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "dojo.warm"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            cwd=self._project.root,
+            # Ctrl-C is for the program in front; it ends the warm process by closing its input.
+            start_new_session=True,
+        )
+        self._ready = False
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        if not self._ready:
+            if b"ready" not in self._process.stdout.readline():
+                raise DojoError("the test runner did not start; scripts/test.sh shows why")
+            self._ready = True
+        self._send(request)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise DojoError("the test runner ended unexpectedly; run the command again")
+        parsed: dict[str, Any] = json.loads(answer)
+        return parsed
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        self._process.stdin.flush()
+
+
+def _result(answer: dict[str, Any], limits: Limits) -> RunResult:
+    messages = [_parse(line) for line in answer["lines"]]
+    tests = tuple(_test(message["test"]) for message in messages if "test" in message)
+    problems = [message["problem"] for message in messages if "problem" in message]
+    exit_code = next((message["exit"] for message in messages if "exit" in message), None)
+    status, detail = _judge(answer, tests, problems, exit_code, limits)
+    revision = next((test.revision for test in tests if test.revision), "")
+    return RunResult(status, tests, detail, answer["seconds"], revision)
+
+
+def _judge(
+    answer: dict[str, Any],
+    tests: tuple[TestResult, ...],
+    problems: list[str],
+    exit_code: int | None,
+    limits: Limits,
+) -> tuple[Status, str]:
+    if answer["ended"] == "cancelled":
+        return Status.CANCELLED, "cancelled"
+    if answer["ended"] == "timeout":
+        failed = next((test.message for test in tests if test.outcome is Outcome.FAILED), None)
+        why = f"; a test had failed: {failed}" if failed else ": an endless loop in C code?"
+        return Status.TIMEOUT, f"stopped after {limits.run_seconds:g} s{why}"
+    if exit_code is None:
+        return Status.CRASHED, _crash(answer["status"])
+    if problems:
+        return Status.BROKEN, problems[0]
+    if reason := broken(tests):
+        return Status.BROKEN, reason
+    if exit_code == 0 and tests:
+        # All skipped is no pass: nothing was shown.
+        return (Status.PASSED, "") if solved(tests) else (Status.BROKEN, tests[0].message)
+    if exit_code == 1:
+        first = next(t for t in tests if t.outcome in (Outcome.FAILED, Outcome.TIMEOUT))
+        return Status.FAILED, first.message
+    return Status.BROKEN, f"pytest ended with code {exit_code} and ran {len(tests)} tests"
+
+
+def _crash(status: int) -> str:
+    if status < 0:
+        name = signal.Signals(-status).name
+        why = {"SIGKILL": ": out of memory?", "SIGSEGV": ": a crash in C code"}.get(name, "")
+        return f"the process was ended by {name}{why}"
+    return f"the process ended itself (exit code {status}) before the tests were through"
+
+
+def _parse(line: str) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except json.JSONDecodeError:  # cut off when the process died
+        return {}
+    return message if isinstance(message, dict) else {}
+
+
+def _test(facts: dict[str, Any]) -> TestResult:
+    return TestResult(
+        facts["name"],
+        Outcome(facts["outcome"]),
+        facts["message"],
+        facts["seconds"],
+        facts["revision"],
+    )

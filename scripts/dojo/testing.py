@@ -1,0 +1,123 @@
+"""What the katas' tests share: comparisons that explain themselves, awkward layouts, bans."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from dojo.project import Project
+
+# rtol and atol of `torch.testing.assert_close`; every other dtype is compared exactly.
+TOLERANCES = {
+    torch.float64: (1e-7, 1e-7),
+    torch.float32: (1.3e-6, 1e-5),
+    torch.float16: (1e-3, 1e-5),
+    torch.bfloat16: (1.6e-2, 1e-5),
+}
+
+
+def assert_matches(
+    actual: Any,
+    expected: Tensor,
+    behaviour: str,
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+) -> None:
+    """Compare type, shape, dtype and values; a failure opens with the behaviour that is wrong.
+
+    A value matches if it differs by no more than `atol + rtol * |expected|`; the defaults go by
+    dtype. NaN matches only NaN, and an infinity only itself.
+
+    This is `torch.testing.assert_close` with its evidence on one line and without its first call's
+    import of sympy, half a second that every run would pay.
+    """
+    if not isinstance(actual, Tensor):
+        pytest.fail(f"{behaviour}: got {type(actual).__name__}, not a tensor", pytrace=False)
+    got, wanted = tuple(actual.shape), tuple(expected.shape)
+    assert got == wanted, f"{behaviour}: the shape is {got}, not {wanted}"
+    assert actual.dtype == expected.dtype, (
+        f"{behaviour}: the dtype is {actual.dtype}, not {expected.dtype}"
+    )
+    default_rtol, default_atol = TOLERANCES.get(expected.dtype, (0.0, 0.0))
+    rtol = default_rtol if rtol is None else rtol
+    atol = default_atol if atol is None else atol
+    actual, expected = actual.detach(), expected.detach().to(actual.device)
+    close = torch.isclose(actual, expected, rtol=rtol, atol=atol, equal_nan=True)
+    if close.all():
+        return
+    error = torch.where(close, 0.0, (actual.double() - expected.double()).abs())
+    # A NaN or infinite difference is the worst there is.
+    worst = int(error.nan_to_num(nan=torch.inf).argmax())
+    index = tuple(int(i) for i in np.unravel_index(worst, expected.shape))
+    pytest.fail(
+        f"{behaviour}: {int((~close).sum())} of {close.numel()} values are wrong; "
+        f"at {index} it is {actual[index].item():.6g}, not {expected[index].item():.6g} "
+        f"(rtol {rtol:g}, atol {atol:g})",
+        pytrace=False,
+    )
+
+
+def layouts(x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield the same values in memory layouts that break code which assumes a contiguous one."""
+    yield "contiguous", x.clone(memory_format=torch.contiguous_format)
+    if x.ndim >= 2:
+        yield "transposed", x.transpose(0, -1).contiguous().transpose(0, -1)
+    padded = torch.full((*x.shape[:-1], 2 * x.shape[-1] + 1), float("nan"), dtype=x.dtype)
+    sliced = padded[..., 1::2]
+    sliced.copy_(x)
+    yield "every other element of a wider tensor", sliced
+
+
+def gradients(out: Tensor, inputs: Sequence[Tensor], grad_out: Tensor) -> tuple[Tensor, ...]:
+    """Return autograd's gradients for the inputs, given the gradient for `out`.
+
+    The product with `grad_out` stands here because `torch.autograd.grad(..., grad_outputs)`
+    imports sympy at its first call, half a second that every run would pay.
+    """
+    return torch.autograd.grad((out * grad_out).sum(), inputs, retain_graph=True)
+
+
+@contextlib.contextmanager
+def unchanged(**tensors: Tensor) -> Iterator[None]:
+    """Fail if the block changes one of the tensors, and name it."""
+    before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    yield
+    for name, tensor in tensors.items():
+        assert_matches(tensor, before[name], f"the input {name} is left as it was", rtol=0, atol=0)
+
+
+@contextlib.contextmanager
+def forbid(*names: str) -> Iterator[None]:
+    """Fail if the block calls a torch function or method of one of these names, and say which.
+
+    The names are those of the functions themselves, wherever they are called from:
+    `forbid("softmax")` refuses `F.softmax`, `torch.softmax`, `x.softmax()` and `nn.Softmax()(x)`.
+    """
+    seen: list[str] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            name = getattr(func, "__name__", str(func))
+            if name in names:
+                module = getattr(func, "__module__", None) or getattr(func, "__objclass__", "torch")
+                seen.append(f"{getattr(module, '__name__', module)}.{name}")
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        yield
+    if seen:
+        pytest.fail(f"the brief bans this call: {seen[0]}", pytrace=False)
+
+
+def golden(name: str) -> Any:
+    """Return the content of `fixtures/NAME`, JSON that holds a published library's output."""
+    return json.loads((Project.here().root / "fixtures" / name).read_text(encoding="utf-8"))

@@ -1,0 +1,184 @@
+"""The warm process: has torch and pytest imported, and runs each request in a fork of itself.
+
+It reads one JSON object a line from standard input and answers each on standard output; see
+`dojo.runner`, its only client. An end of input, or a broken pipe, ends it.
+"""
+
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+# Not the plugin itself and not dojo.testing: pytest rewrites their asserts as it imports them.
+_PRELOAD = ("numpy", "torch", "torch.overrides", "pytest", "dojo.verdict")
+_CHUNK = 65_536
+
+
+def main() -> None:
+    """Serve requests until standard input ends."""
+    # What an import prints must not end up among the answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    _redirect_output()
+    for name in _PRELOAD:
+        __import__(name)
+    import torch
+
+    # A fork after a parallel region can hang in the thread pool that it did not inherit.
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
+    wake = _wake_on_child_exit()
+    _say(answers, {"ready": True})
+    while line := _read_line(0):
+        request = json.loads(line)
+        if "cancel" not in request:  # a cancel that came too late
+            _say(answers, _run(request, wake))
+
+
+def _run(request: dict[str, Any], wake: int) -> dict[str, Any]:
+    """Fork, run the request there, and return what came back within the time limit."""
+    started = time.monotonic()
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(receive)
+        _child(request, send)
+    os.close(send)
+    received = bytearray()
+    ended = None
+    deadline = started + request["run_seconds"]
+    status = None
+    while status is None:
+        left = deadline - time.monotonic()
+        ready, _, _ = select.select([receive, wake, 0], [], [], max(left, 0))
+        if 0 in ready:  # a cancel, or the client is gone
+            ended = "cancelled"
+            break
+        if not ready:
+            ended = "timeout"
+            break
+        if receive in ready:
+            chunk = os.read(receive, _CHUNK)
+            received += chunk
+            if not chunk or received.endswith(b'{"end": true}\n'):
+                break
+        if wake in ready:
+            os.read(wake, _CHUNK)
+            status = _reap(child, os.WNOHANG)
+    _kill_group(child)
+    if status is None:
+        status = _reap(child, 0)
+    while select.select([receive], [], [], 0)[0] and (chunk := os.read(receive, _CHUNK)):
+        received += chunk
+    os.close(receive)
+    if ended == "cancelled":
+        _read_line(0)
+    return {
+        "ended": ended,
+        "status": status,
+        "seconds": time.monotonic() - started,
+        "lines": received.decode("utf-8", errors="replace").splitlines(),
+    }
+
+
+def _child(request: dict[str, Any], send: int) -> NoReturn:
+    """Run pytest, send its structured results, and end without Python's own farewell."""
+    os.setsid()  # a group of its own: what it leaves running is killed with it
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    exit_process = os._exit
+    os.dup2(1, 2)  # a crash prints its trace there; the verdict says what happened
+    try:
+        _limit_memory(request["memory_bytes"])
+        os.environ.update(request["environment"])
+        os.chdir(request["root"])
+        sys.path.insert(0, str(Path(request["root"]) / "scripts"))
+        with os.fdopen(send, "w", encoding="utf-8") as results:
+            import pytest
+
+            exit_code = pytest.main(request["arguments"], plugins=[_Sender(results)])
+            _say(results, {"exit": int(exit_code)})
+            _say(results, {"end": True})
+    except BaseException:
+        exit_process(70)
+    exit_process(0)
+
+
+class _Sender:
+    """A pytest plugin that sends each kata test's result as it comes."""
+
+    def __init__(self, results: TextIO) -> None:
+        self._results = results
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if hasattr(report, "kata"):
+            _say(self._results, {"test": report.kata})
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            _say(self._results, {"problem": str(report.longrepr)})
+
+    def pytest_internalerror(self, excrepr: Any) -> None:
+        _say(self._results, {"problem": str(excrepr).strip().splitlines()[-1]})
+
+
+def _limit_memory(extra: int) -> None:
+    """Cap the address space a bit above what the warm process has mapped already."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():  # elsewhere RLIMIT_AS is not kept or cannot be measured
+        mapped = int(statm.read_text().split()[0]) * resource.getpagesize()
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + extra, hard))
+
+
+def _wake_on_child_exit() -> int:
+    """Return a file descriptor that becomes readable when a child ends."""
+    receive, send = os.pipe()
+    os.set_blocking(send, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(send, warn_on_full_buffer=False)
+    return receive
+
+
+def _redirect_output() -> None:
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.close(nothing)
+
+
+def _kill_group(child: int) -> None:
+    for kill in (os.killpg, os.kill):  # the group is there once the child has called setsid
+        try:
+            kill(child, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+def _reap(child: int, flags: int) -> int | None:
+    pid, status = os.waitpid(child, flags)
+    return os.waitstatus_to_exitcode(status) if pid else None
+
+
+def _read_line(descriptor: int) -> bytes:
+    """Read one line byte by byte: select() does not see what a buffered reader holds back."""
+    line = bytearray()
+    while byte := os.read(descriptor, 1):
+        line += byte
+        if byte == b"\n":
+            break
+    return bytes(line)
+
+
+def _say(file: TextIO, message: dict[str, Any]) -> None:
+    file.write(json.dumps(message) + "\n")
+    file.flush()
+
+
+if __name__ == "__main__":
+    main()

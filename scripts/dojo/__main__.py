@@ -2,4 +2,4 @@
 
 from dojo.cli import main
 
-main()
+main(prog_name="kata")

@@ -137,8 +137,8 @@ def find(project: Project, name: str) -> Kata:
     close = difflib.get_close_matches(wanted, [*names, *topics], n=3, cutoff=0.5)
     close += [n for n in names if wanted and wanted in n]
     suggestions = dict.fromkeys(topics.get(match, match) for match in close)
-    hint = f"; did you mean {' or '.join(suggestions)}?" if suggestions else ""
-    raise DojoError(f"no kata is called {name!r}{hint} scripts/list.sh shows them all")
+    hint = f"did you mean {' or '.join(suggestions)}? " if suggestions else ""
+    raise DojoError(f"no kata is called {name!r}; {hint}scripts/list.sh shows them all")
 
 
 def load(folder: Path) -> Kata:

@@ -18,7 +18,6 @@ MIGRATIONS = (
         kata TEXT NOT NULL,
         planted TEXT NOT NULL,
         started_at TEXT NOT NULL,
-        hints INTEGER NOT NULL DEFAULT 0,
         revealed_at TEXT,
         solved_at TEXT
     );
@@ -35,6 +34,14 @@ MIGRATIONS = (
         seconds REAL NOT NULL
     );
     CREATE INDEX run_attempt ON run (attempt);
+    CREATE TABLE hint (
+        id INTEGER PRIMARY KEY,
+        attempt INTEGER NOT NULL REFERENCES attempt (id),
+        at TEXT NOT NULL,
+        bug TEXT NOT NULL,
+        level INTEGER NOT NULL,
+        UNIQUE (attempt, bug, level)
+    );
     """,
 )
 
@@ -47,7 +54,6 @@ class Attempt:
     kata: str
     planted: tuple[str, ...]
     started_at: datetime
-    hints: int
     revealed_at: datetime | None
     solved_at: datetime | None
 
@@ -141,9 +147,22 @@ class History:
             return None
         return Run(row[0], row[1], row[2], tuple(json.loads(row[3])), bool(row[4]), row[5])
 
-    def add_hint(self, attempt_id: int) -> None:
-        """Count a hint that was given."""
-        self._db.execute("UPDATE attempt SET hints = hints + 1 WHERE id = ?", (attempt_id,))
+    def runs(self, attempt_id: int) -> int:
+        """Return how often the tests ran in an attempt."""
+        row = self._db.execute("SELECT COUNT(*) FROM run WHERE attempt = ?", (attempt_id,))
+        return int(row.fetchone()[0])
+
+    def hints(self, attempt_id: int) -> set[tuple[str, int]]:
+        """Return the hints given in an attempt: bug ids with the hint's number, from 0."""
+        rows = self._db.execute("SELECT bug, level FROM hint WHERE attempt = ?", (attempt_id,))
+        return {(bug, level) for bug, level in rows}
+
+    def add_hint(self, attempt_id: int, bug_id: str, level: int) -> None:
+        """Record that a hint was given."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO hint (attempt, at, bug, level) VALUES (?, ?, ?, ?)",
+            (attempt_id, _now(), bug_id, level),
+        )
 
     def reveal(self, attempt_id: int) -> None:
         """Record that the learner was shown the answer, at the first time."""
@@ -154,8 +173,7 @@ class History:
 
     def _attempts(self, where: str, parameter: int | str) -> list[Attempt]:
         rows = self._db.execute(
-            "SELECT id, kata, planted, started_at, hints, revealed_at, solved_at "
-            f"FROM attempt {where}",
+            f"SELECT id, kata, planted, started_at, revealed_at, solved_at FROM attempt {where}",
             (parameter,),
         )
         return [
@@ -164,9 +182,8 @@ class History:
                 row[1],
                 tuple(json.loads(row[2])),
                 datetime.fromisoformat(row[3]),
-                row[4],
+                datetime.fromisoformat(row[4]) if row[4] else None,
                 datetime.fromisoformat(row[5]) if row[5] else None,
-                datetime.fromisoformat(row[6]) if row[6] else None,
             )
             for row in rows
         ]

@@ -58,13 +58,18 @@ class Player:
         attempt_id = self.history.start(self.kata.name, bugs)
         return self.workspace.replace(source.encode(), Planting(bugs, attempt_id), reason)
 
-    def record(self, revision: str, outcomes: Sequence[TestResult], seconds: float) -> Judgement:
-        """Record a run of the whole test file against that revision of the file, and judge it."""
+    def record(
+        self, revision: str, outcomes: Sequence[TestResult], seconds: float, whole: bool = True
+    ) -> Judgement:
+        """Record a run against that revision of the file, and judge it.
+
+        A run that is not `whole`, because it crashed or ran out of time, proves no bug gone.
+        """
         planted = self.planted()
         gone: list[str] = []
-        if not results.broken(outcomes):
+        if whole and not results.broken(outcomes):
             gone = results.gone(planted, results.failing_functions(outcomes))
-        judgement = Judgement(planted, tuple(gone), results.solved(outcomes))
+        judgement = Judgement(planted, tuple(gone), whole and results.solved(outcomes))
         passed = sum(result.outcome is Outcome.PASSED for result in outcomes)
         skipped = sum(result.outcome is Outcome.SKIPPED for result in outcomes)
         run = Run(
@@ -98,23 +103,19 @@ def opened(project: Project, kata: Kata) -> Iterator[Player]:
         player.history.close()
 
 
-def next_hint(planted: Sequence[Bug], gone: Sequence[str], given: int) -> tuple[Bug, int] | None:
-    """Return the bug and the number (from 0) of the hint that follows `given` earlier ones.
+def next_hint(
+    planted: Sequence[Bug], gone: Sequence[str], given: set[tuple[str, int]]
+) -> tuple[Bug, int] | None:
+    """Return the bug and the number (from 0) of the hint to give next, or None if all are given.
 
-    Hints go round: the first of every bug, then the second of every bug. Those of a bug that is
-    gone are passed over without being counted.
+    Hints go round: the first of every bug, then the second of every bug; never one of a bug that
+    is gone.
     """
-    order = [
-        (bug, level)
-        for level in range(max((len(bug.hints) for bug in planted), default=0))
-        for bug in planted
-        if level < len(bug.hints)
-    ]
-    remaining = [(bug, level) for bug, level in order[given:] if bug.id not in gone]
-    if remaining:
-        return remaining[0]
-    last = [(bug, level) for bug, level in order if bug.id not in gone]
-    return last[-1] if last else None
+    for level in range(max((len(bug.hints) for bug in planted), default=0)):
+        for bug in planted:
+            if level < len(bug.hints) and bug.id not in gone and (bug.id, level) not in given:
+                return bug, level
+    return None
 
 
 def draw_bugs(kata: Kata, count: int, seed: int | None) -> tuple[str, ...]:

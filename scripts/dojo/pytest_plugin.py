@@ -5,6 +5,7 @@ a machine that has nothing else.
 """
 
 import random
+import re
 import secrets
 import shutil
 import tempfile
@@ -214,6 +215,9 @@ def _message(call: pytest.CallInfo[None]) -> str:
     assert call.excinfo is not None
     error = call.excinfo.value
     text = str(error)
+    if isinstance(error, AssertionError):
+        # Behind a message of the test's own, pytest repeats the expression; the message is enough.
+        text = re.split(r"(?<!^)\nassert ", text, maxsplit=1)[0]
     if not isinstance(error, (AssertionError, pytest.fail.Exception, pytest.skip.Exception)):
         text = f"{type(error).__name__}: {text}"
     return _shorten(text)

@@ -51,6 +51,11 @@ def structure_problems(kata: Kata) -> Iterator[str]:
     for path in (kata.brief, kata.tests):
         if not path.is_file() or not path.read_text(encoding="utf-8").strip():
             yield f"{path.name} is missing or empty"
+    for path in (kata.brief, kata.reference, kata.tests, kata.folder / "kata.toml"):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        for number, line in enumerate(lines, 1):
+            if "TODO" in line:
+                yield f"{path.name}, line {number}: {line.strip()}"
     if len(kata.bugs) < LEAST_BUGS:
         yield f"kata.toml has {len(kata.bugs)} bugs; at least {LEAST_BUGS} are wanted"
     defined = test_functions(kata.tests) if kata.tests.is_file() else set()

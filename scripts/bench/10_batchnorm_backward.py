@@ -1,0 +1,28 @@
+"""Batch normalisation and its gradient on the activations of a wide layer."""
+
+import torch
+
+from dojo.bench import Case
+
+
+def cases(reference):
+    """Return the workloads: 4,096 examples of 512 float32 features."""
+    x = 3 * torch.randn(4096, 512) + 1
+    gamma, beta = torch.randn(512), torch.randn(512)
+    grad_out = torch.randn_like(x)
+    _, cache = reference.batchnorm_forward(x, gamma, beta)
+
+    def native_forward():
+        return torch.native_batch_norm(x, gamma, beta, None, None, True, 0.1, 1e-5)
+
+    _, mean, inv_std = native_forward()
+
+    def native_backward():
+        return torch.ops.aten.native_batch_norm_backward(
+            grad_out, x, gamma, None, None, mean, inv_std, True, 1e-5, [True, True, True]
+        )
+
+    return [
+        Case("forward", lambda: reference.batchnorm_forward(x, gamma, beta), native_forward),
+        Case("backward", lambda: reference.batchnorm_backward(grad_out, cache), native_backward),
+    ]

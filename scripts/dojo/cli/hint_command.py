@@ -1,0 +1,48 @@
+"""kata hint: the next hint, never the answer."""
+
+import click
+
+from dojo import catalogue, play
+from dojo.files import revision
+from dojo.play import Player
+from dojo.project import Project
+from dojo.runner import Runner, Status
+
+
+@click.command(name="hint")
+@click.argument("name", metavar="KATA")
+@click.pass_obj
+def command(project: Project, name: str) -> None:
+    """Give the next hint on a bug that is still in your file.
+
+    \b
+    Example: kata hint softmax
+    """
+    kata = catalogue.find(project, name)
+    with play.opened(project, kata) as player:
+        gone = _gone(project, player)
+        planted = player.planted()
+        if len(gone) == len(planted):
+            click.echo(f"{kata.name}: no planted bug is left in your file")
+            return
+        attempt = player.attempt()
+        given = player.history.hints(attempt.id)
+        hint = play.next_hint(planted, gone, given)
+        if hint is None:
+            click.echo(f"{kata.name}: no more hints; scripts/reveal.sh {kata.name} tells all")
+            return
+        bug, level = hint
+        player.history.add_hint(attempt.id, bug.id, level)
+        label = f", bug {planted.index(bug) + 1} of {len(planted)}" if len(planted) > 1 else ""
+        click.echo(f"Hint {level + 1} of {len(bug.hints)}{label}: {bug.hints[level]}")
+
+
+def _gone(project: Project, player: Player) -> tuple[str, ...]:
+    """Return the bugs that the tests prove gone, from the last run if the file is as it was."""
+    last = player.history.last_run(player.attempt().id)
+    if last is not None and last.revision == revision(player.workspace.content() or b""):
+        return last.gone
+    with Runner(project) as runner:
+        result = runner.run(player.kata)
+    whole = result.status in (Status.PASSED, Status.FAILED)
+    return player.record(result.revision, result.tests, result.seconds, whole=whole).gone

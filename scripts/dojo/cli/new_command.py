@@ -1,0 +1,21 @@
+"""kata new: the skeleton of a kata."""
+
+import click
+
+from dojo import skeleton
+from dojo.project import Project
+
+
+@click.command(name="new")
+@click.argument("name")
+@click.pass_obj
+def command(project: Project, name: str) -> None:
+    """Make the folder of a new kata; `kata verify` then says what is still missing.
+
+    \b
+    Example: kata new rope
+    Example: kata new 40_rope
+    """
+    folder = skeleton.create(project, name)
+    made = folder.relative_to(project.root)
+    click.echo(f"made {made}; write it, then: scripts/verify.sh {folder.name}")

@@ -1,0 +1,42 @@
+# Sourced by the other scripts: makes .venv when it is missing or out of date, and sets $PYTHON.
+# EXTRAS, if set, names what to install beyond a learner's needs, such as "[dev]".
+
+ROOT=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
+VENV=$ROOT/.venv
+EXTRAS=${EXTRAS:-}
+
+# What the environment was made from: a change of any of these makes it anew.
+wanted_stamp() {
+    echo "$ROOT"
+    cksum <"$ROOT/pyproject.toml"
+    cksum <"$ROOT/scripts/constraints.txt"
+}
+
+find_python() {
+    for candidate in python3 python3.13 python3.12 python3.11 python; do
+        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "Python 3.11 or newer, with its venv module, is needed and was not found." >&2
+    return 1
+}
+
+install_environment() {
+    echo "Setting up .venv, once; PyTorch is large, so this takes a few minutes ..." >&2
+    if ! [ -x "$PYTHON" ]; then
+        "$(find_python)" -m venv "$VENV"
+    fi
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check \
+        --constraint "$ROOT/scripts/constraints.txt" --editable "$ROOT$EXTRAS"
+    # Last, so that an interrupted set-up is taken up again.
+    wanted_stamp >"$STAMP"
+}
+
+PYTHON=$VENV/bin/python
+STAMP=$VENV/installed${EXTRAS:+-dev}
+if [ "$(cat "$STAMP" 2>/dev/null)" != "$(wanted_stamp)" ] || ! [ -x "$PYTHON" ]; then
+    find_python >/dev/null
+    install_environment
+fi

@@ -32,6 +32,7 @@ install_environment() {
         --constraint "$ROOT/scripts/constraints.txt" --editable "$ROOT$EXTRAS"
     # Last, so that an interrupted set-up is taken up again.
     wanted_stamp >"$STAMP"
+    wanted_stamp >"$VENV/installed"
 }
 
 PYTHON=$VENV/bin/python

@@ -17,6 +17,7 @@ from dojo.project import Project
 # How many bugs a kata of each level plants by default: at least, at most.
 LEVELS = {"easy": (1, 1), "medium": (2, 2), "hard": (3, 6)}
 
+_KINDS: dict[Any, str] = {int: "a whole number", str: "a string", bool: "true or false"}
 _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -242,8 +243,7 @@ def _build(kind: Any, table: Mapping[str, Any], where: str, given: Mapping[str, 
                 raise CatalogueError(f"{where}: {name} must be a list of strings")
             value = tuple(value)
         elif type(value) is not field.type:
-            wanted = getattr(field.type, "__name__", str(field.type))
-            raise CatalogueError(f"{where}: {name} must be a {wanted}, not {value!r}")
+            raise CatalogueError(f"{where}: {name} must be {_KINDS[field.type]}, not {value!r}")
         values[name] = value
     return kind(**values)
 

@@ -8,6 +8,7 @@ import random
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
@@ -156,14 +157,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     stop = item.config.stash.get(_stopped, {}).get(folder)
     if stop is not None:
         pytest.skip(stop)
-    import numpy as np
-    import torch
-
     name = item.nodeid.partition("::")[2]
     seed = zlib.crc32(f"{item.config.option.kata_seed}:{name}".encode())
     random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    # Whatever is not imported makes no random data.
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(seed)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -190,7 +191,7 @@ def pytest_runtest_makereport(
             if result.outcome is Outcome.TIMEOUT:
                 _stop(item.config, folder, "an earlier test did not end")
             # Plain data: xdist sends a report's attributes from its workers as JSON.
-            vars(report)["kata"] = {"folder": str(folder), **vars(result)}
+            vars(report)["kata"] = {"folder": str(folder), "result": result.to_json()}
     return report
 
 

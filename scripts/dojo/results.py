@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Outcome(StrEnum):
@@ -29,6 +29,15 @@ class TestResult:
     message: str
     seconds: float
     revision: str = ""  # of the implementation's text that was tested
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as plain data, for xdist and the runner to send."""
+        return {**vars(self), "outcome": str(self.outcome)}
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> "TestResult":
+        """Return the result that `to_json` was made from."""
+        return cls(**{**facts, "outcome": Outcome(facts["outcome"])})
 
     @property
     def function(self) -> str:

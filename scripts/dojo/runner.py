@@ -151,7 +151,9 @@ class Runner:
 
 def _result(answer: dict[str, Any], limits: Limits) -> RunResult:
     messages = [_parse(line) for line in answer["lines"]]
-    tests = tuple(_test(message["test"]) for message in messages if "test" in message)
+    tests = tuple(
+        TestResult.from_json(message["test"]) for message in messages if "test" in message
+    )
     problems = [message["problem"] for message in messages if "problem" in message]
     exit_code = next((message["exit"] for message in messages if "exit" in message), None)
     status, detail = _judge(answer, tests, problems, exit_code, limits)
@@ -201,13 +203,3 @@ def _parse(line: str) -> dict[str, Any]:
     except json.JSONDecodeError:  # cut off when the process died
         return {}
     return message if isinstance(message, dict) else {}
-
-
-def _test(facts: dict[str, Any]) -> TestResult:
-    return TestResult(
-        facts["name"],
-        Outcome(facts["outcome"]),
-        facts["message"],
-        facts["seconds"],
-        facts["revision"],
-    )

@@ -9,7 +9,7 @@ from dojo import play
 from dojo.catalogue import load
 from dojo.errors import DojoError
 from dojo.project import Project
-from dojo.results import Outcome, TestResult, broken, failing_functions, test_functions
+from dojo.results import TestResult, broken, failing_functions, test_functions
 
 
 def summarise(judgement: play.Judgement, name: str) -> str:
@@ -42,11 +42,9 @@ class VerdictReporter:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the structured result that the plugin attached to the report."""
-        facts = dict(getattr(report, "kata", {}))
-        if facts:
-            folder = Path(facts.pop("folder"))
-            facts["outcome"] = Outcome(facts["outcome"])
-            self._results[folder].append(TestResult(**facts))
+        sent = getattr(report, "kata", None)
+        if sent is not None:
+            self._results[Path(sent["folder"])].append(TestResult.from_json(sent["result"]))
 
     def pytest_sessionfinish(self) -> None:
         """Judge each kata whose tests all ran, and record it."""
@@ -73,7 +71,7 @@ class VerdictReporter:
             if self._deselected or part or ran != test_functions(kata.tests):
                 verb = "fail" if failing_functions(outcomes) else "pass"
                 return (
-                    f"{name}: the tests that ran {verb}; the verdict needs all: pytest katas/{name}"
+                    f"{name}: the tests that ran {verb}; a verdict needs all: pytest katas/{name}"
                 )
             seconds = sum(result.seconds for result in outcomes)
             with play.opened(Project(folder.parent.parent), kata) as player:

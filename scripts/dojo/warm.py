@@ -118,7 +118,7 @@ class _Sender:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if hasattr(report, "kata"):
-            _say(self._results, {"test": report.kata})
+            _say(self._results, {"test": report.kata["result"]})
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:

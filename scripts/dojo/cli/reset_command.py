@@ -49,7 +49,7 @@ def _choose(kata: Kata, bugs: str | None, count: int | None, seed: int | None) -
         return bug_ids
     if count is None and seed is None:
         return kata.default
-    return play.draw_bugs(kata, count or len(kata.default), seed)
+    return play.draw_bugs(kata, len(kata.default) if count is None else count, seed)
 
 
 def _reset(project: Project, kata: Kata, bug_ids: tuple[str, ...]) -> None:

@@ -1,13 +1,16 @@
 """kata verify: prove that the tests can be trusted."""
 
+import importlib
 from collections import Counter
 from collections.abc import Sequence
+from types import ModuleType
 
 import click
 
-from dojo import catalogue, mutate
+from dojo import catalogue
 from dojo.catalogue import Kata
 from dojo.cli.table import render
+from dojo.errors import DojoError
 from dojo.pool import Pool, runner_pool
 from dojo.project import Project
 from dojo.verify import Report, verify
@@ -75,6 +78,7 @@ def render_reports(reports: Sequence[Report]) -> str:
 
 
 def _mutants(project: Project, katas: Sequence[Kata]) -> bool:
+    mutate = _mutation()
     rows = []
     survivors = []
     with runner_pool(project, mutate.LIMITS) as pool:
@@ -99,10 +103,18 @@ def _mutants(project: Project, katas: Sequence[Kata]) -> bool:
     return not survivors
 
 
+def _mutation() -> ModuleType:
+    """Import the mutation module: its library is installed for the project's own tests alone."""
+    try:
+        return importlib.import_module("dojo.mutate")
+    except ModuleNotFoundError as error:
+        raise DojoError(f"{error.name} is missing; scripts/test.sh installs it") from None
+
+
 def _judge(kata: Kata, pool: Pool) -> tuple[Counter[str], list[str]]:
     counts: Counter[str] = Counter()
     survivors = []
-    for judged in mutate.judge(kata, pool):
+    for judged in _mutation().judge(kata, pool):
         counts[judged.verdict] += 1
         if judged.verdict == "survived":
             mutant = judged.mutant

@@ -1,0 +1,114 @@
+import shutil
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from dojo import catalogue
+from dojo.project import Project
+from dojo.runner import Limits, Runner
+
+REAL = Project.here()
+
+REFERENCE = '''
+"""Two small functions."""
+
+
+def scale(x: float, factor: float) -> float:
+    """Return `x` times `factor`."""
+    return x * factor
+
+
+def shift(x: float, offset: float) -> float:
+    """Return `x` plus `offset`."""
+    moved = x + offset
+    return moved
+'''
+
+TOML = """
+title = "Scale"
+topic = "layers"
+level = "easy"
+minutes = 5
+default = ["adds-factor"]
+
+[[bug]]
+id = "adds-factor"
+title = "Adds the factor"
+find = "x * factor"
+replace = "x + factor"
+killed_by = ["test_scale"]
+hints = ["What does scale do?", "Try factor 1.", "Look at the operator."]
+why = "Adding is not scaling."
+seen_in = ["https://example.org/issues/1"]
+
+[[bug]]
+id = "divides"
+title = "Divides by the factor"
+find = "return x * factor"
+replace = "return x / factor"
+killed_by = ["test_scale"]
+hints = ["Which way does it scale?"]
+why = "Dividing is scaling the other way."
+
+[[bug]]
+id = "subtracts-offset"
+title = "Subtracts the offset"
+find = "moved = x + offset"
+replace = "moved = x - offset"
+killed_by = ["test_shift"]
+hints = ["Which way does it shift?", "Try offset 1."]
+why = "The sign is wrong."
+"""
+
+TESTS = """
+import pytest
+
+
+@pytest.mark.parametrize("factor", [2.0, 3.0])
+def test_scale(impl, factor):
+    actual = impl.scale(5.0, factor)
+    assert actual == factor * 5, f"5 times {factor} is {actual}"
+
+
+def test_shift(impl):
+    actual = impl.shift(5.0, 1.5)
+    assert actual == 6.5, f"5 plus 1.5 is {actual}"
+"""
+
+
+def write_kata(folder: Path, reference=REFERENCE, toml=TOML, tests=TESTS) -> None:
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text("# Scale\n\nThe brief of scale.\n")
+    (folder / "reference.py").write_text(textwrap.dedent(reference).lstrip())
+    (folder / "kata.toml").write_text(toml)
+    (folder / f"test_{folder.name[3:]}.py").write_text(tests)
+
+
+@pytest.fixture
+def project(tmp_path) -> Project:
+    """A small checkout of its own, with one kata, `01_scale`, planted with its default bug.
+
+    The kata works on plain numbers, so that a run of it need not wait for torch.
+    """
+    copy = Project(tmp_path / "checkout")
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(REAL.root / "scripts" / "dojo", copy.root / "scripts" / "dojo", ignore=ignore)
+    for name in ("conftest.py", "pyproject.toml"):
+        shutil.copy(REAL.root / name, copy.root / name)
+    write_kata(copy.katas / "01_scale")
+    kata = catalogue.load(copy.katas / "01_scale")
+    kata.botched.write_text(kata.planted_source(kata.default))
+    return copy
+
+
+@pytest.fixture
+def kata(project):
+    return catalogue.load(project.katas / "01_scale")
+
+
+@pytest.fixture
+def runner(project):
+    limits = Limits(test_seconds=1.0, run_seconds=4.0, memory_bytes=2**30)
+    with Runner(project, limits) as runner:
+        yield runner

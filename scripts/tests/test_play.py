@@ -1,0 +1,110 @@
+import random
+
+import pytest
+
+from dojo import play, results
+from dojo.results import Outcome, TestResult
+from dojo.session import Session, choose_bugs, choose_kata
+
+
+@pytest.fixture
+def player(project, kata):
+    with play.opened(project, kata) as player:
+        yield player
+
+
+def outcome(name, outcome):
+    return TestResult(name, outcome, "message", 0.1, "abc")
+
+
+def test_hints_go_round_and_pass_over_what_is_gone(kata):
+    planted = [kata.bug("adds-factor"), kata.bug("subtracts-offset")]
+    given = set()
+    order = []
+    while hint := play.next_hint(planted, [], given):
+        given.add((hint[0].id, hint[1]))
+        order.append((hint[0].id, hint[1]))
+    adds, subtracts = "adds-factor", "subtracts-offset"
+    assert order == [(adds, 0), (subtracts, 0), (adds, 1), (subtracts, 1), (adds, 2)]
+    assert play.next_hint(planted, [adds], {(subtracts, 0)}) == (planted[1], 1)
+    assert play.next_hint(planted, [adds, subtracts], set()) is None
+
+
+class Planted:
+    def __init__(self, id, *killed_by):
+        self.id, self.killed_by = id, killed_by
+
+
+def test_a_bug_is_gone_when_a_test_that_it_fails_passes():
+    bugs = [Planted("one", "a", "b"), Planted("two", "b", "c")]
+    assert results.gone(bugs, {"a", "b", "c"}) == []
+    assert results.gone(bugs, {"b", "c"}) == ["one"]  # b is explained by two, which is left
+    assert results.gone(bugs, {"a", "b"}) == ["two"]
+    assert results.gone(bugs, set()) == ["one", "two"]
+
+
+def test_a_half_fixed_bug_is_not_gone():
+    assert results.gone([Planted("one", "a", "b")], {"b"}) == []
+
+
+def test_a_broken_change_elsewhere_is_no_planted_bug():
+    assert results.gone([Planted("one", "a")], {"z"}) == ["one"]
+
+
+def test_a_run_is_recorded_and_judged(player):
+    failing = [outcome("test_scale[2.0]", Outcome.FAILED), outcome("test_shift", Outcome.PASSED)]
+    judgement = player.record("abc", failing, 0.2)
+    assert not judgement.solved
+    assert judgement.gone == ()
+    passing = [outcome("test_scale[2.0]", Outcome.PASSED), outcome("test_shift", Outcome.PASSED)]
+    assert player.record("def", passing, 0.2).solved
+    assert player.history.solved_katas() == {"01_scale"}
+    assert player.history.runs(player.attempt().id) == 2
+
+
+def test_a_run_that_broke_proves_nothing(player):
+    broken = [outcome("test_scale[2.0]", Outcome.ERROR), outcome("test_shift", Outcome.SKIPPED)]
+    assert player.record("abc", broken, 0.2).gone == ()
+    crashed = [outcome("test_shift", Outcome.PASSED)]
+    judgement = player.record("abc", crashed, 0.2, whole=False)
+    assert judgement.gone == ()
+    assert not judgement.solved
+
+
+def test_a_reset_starts_a_new_attempt(player):
+    first = player.attempt().id
+    player.plant(["subtracts-offset"])
+    assert player.attempt().id != first
+    assert [bug.id for bug in player.planted()] == ["subtracts-offset"]
+    assert "-    moved = x - offset" not in player.diff_from_planted()
+    assert "+    moved = x + offset" in player.diff_to_correct()
+
+
+def test_practice_first_plants_the_default_and_then_something_else(player):
+    rng = random.Random(0)
+    assert choose_bugs(player.kata, player.history, rng) == ("adds-factor",)
+    for _ in range(10):
+        before = {bug.id for bug in player.planted()}
+        player.plant(choose_bugs(player.kata, player.history, rng))
+        player_now = {bug.id for bug in player.planted()}
+        assert player_now != before or len(player.history.attempts("01_scale")) == 1
+
+
+def test_practice_draws_an_unsolved_kata(player):
+    rng = random.Random(0)
+    assert choose_kata([player.kata], player.history, rng) == player.kata
+    player.record("abc", [outcome("test_shift", Outcome.PASSED)], 0.1)
+    assert choose_kata([player.kata], player.history, rng) == player.kata  # all solved: any
+
+
+def test_the_clock_of_a_session(player):
+    now = [100.0]
+    session = Session(player, None, minutes=2, clock=lambda: now[0])
+    now[0] += 90
+    assert session.remaining() == 30
+    now[0] += 60
+    assert session.remaining() == -30
+    debrief = session.debrief()
+    assert debrief.seconds == 150
+    assert not debrief.solved
+    assert player.attempt().revealed_at is not None

@@ -15,8 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-# Not the plugin itself and not dojo.testing: pytest rewrites their asserts as it imports them.
-_PRELOAD = ("numpy", "torch", "torch.overrides", "pytest", "dojo.verdict")
+_PRELOAD = ("numpy.random", "torch.overrides", "dojo.verdict")
 _CHUNK = 65_536
 
 
@@ -27,8 +26,12 @@ def main() -> None:
     _redirect_output()
     for name in _PRELOAD:
         __import__(name)
+    import pytest
     import torch
 
+    # Loads pytest's own plugins and the project's, with their asserts rewritten, and runs nothing.
+    pytest.main(["--help", "-pno:cacheprovider"])
+    __import__("dojo.testing")
     # A fork after a parallel region can hang in the thread pool that it did not inherit.
     torch.set_num_threads(1)
     gc.collect()

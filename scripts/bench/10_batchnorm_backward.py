@@ -1,4 +1,4 @@
-"""Batch normalisation and its gradient on the activations of a wide layer."""
+"""Batch normalisation and its gradient on a batch of a tabular model's activations."""
 
 import torch
 
@@ -6,9 +6,9 @@ from dojo.bench import Case
 
 
 def cases(reference):
-    """Return the workloads: 4,096 examples of 512 float32 features."""
-    x = 3 * torch.randn(4096, 512) + 1
-    gamma, beta = torch.randn(512), torch.randn(512)
+    """Return the workloads: 256 examples of 96 float32 features."""
+    x = 3 * torch.randn(256, 96) + 1
+    gamma, beta = torch.randn(96), torch.randn(96)
     grad_out = torch.randn_like(x)
     _, cache = reference.batchnorm_forward(x, gamma, beta)
 

@@ -1,5 +1,8 @@
 """Times references beside the operators of the libraries they imitate, as ratios in one run."""
 
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,6 +46,31 @@ def timings(project: Project, kata: Kata) -> Iterator[Timing]:
     reference = load_module(kata.reference, f"bench_reference_{kata.name}", _read(kata.reference))
     for case in load_module(path, f"bench_{kata.name}", _read(path)).cases(reference):
         yield time_case(case)
+
+
+def use_one_thread() -> None:
+    """Keep torch to one thread: ratios on busy cores mean little."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def startup(project: Project) -> Timing:
+    """Time `pytest katas/03_softmax` beside pytest on one line that imports torch."""
+    with tempfile.TemporaryDirectory() as folder:
+        one_line = Path(folder) / "test_one_line.py"
+        one_line.write_text("def test_one_line():\n    import torch\n")
+        pytest = [sys.executable, "-m", "pytest", "-q"]
+        case = Case(
+            "pytest katas/03_softmax",
+            lambda: _run([*pytest, "katas/03_softmax"], project.root),
+            lambda: _run([*pytest, one_line.name], Path(folder)),
+        )
+        return time_case(case)
+
+
+def _run(command: list[str], folder: Path) -> None:
+    subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False)
 
 
 def time_case(case: Case) -> Timing:

@@ -117,6 +117,9 @@ def _implementation(folder: Path, which: str, scratch: Path, config: pytest.Conf
         path = (config.invocation_params.dir / which).resolve()
         if not path.is_file():
             pytest.fail(f"--impl {which}: there is no such file", pytrace=False)
+    if torch := sys.modules.get("torch"):
+        # Katas are small: threads cost more than they give, and a warm run has one as well.
+        torch.set_num_threads(1)
     try:
         source = path.read_bytes()
         config.stash.setdefault(_revisions, {})[folder] = revision(source)

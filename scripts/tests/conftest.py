@@ -109,6 +109,6 @@ def kata(project):
 
 @pytest.fixture
 def runner(project):
-    limits = Limits(test_seconds=1.0, run_seconds=4.0, memory_bytes=2**30)
+    limits = Limits(test_seconds=2.0, run_seconds=6.0, memory_bytes=2**30)
     with Runner(project, limits) as runner:
         yield runner

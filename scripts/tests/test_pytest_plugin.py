@@ -161,7 +161,7 @@ def test_collection_needs_no_working_file(run, kata):
         ("def f(:\n", "botched.py, line 1: SyntaxError"),
         ("x = 1\nraise ValueError('no')\n", "botched.py, line 2: ValueError: no"),
         ("import os\nos._exit(0)\n", "line 2: Exited: the code called os._exit(0)"),
-        ("while True: pass\n", "line 1: TimedOut: still running after 1 s"),
+        ("while True: pass\n", "line 1: TimedOut: still running after 2 s"),
         ("while True: print('x' * 1000)\n", "printed more than 16 MB"),
     ],
 )
@@ -170,7 +170,7 @@ def test_a_file_that_does_not_load_gets_one_clear_error(run, kata, text, reason)
         kata.botched.unlink()
     else:
         kata.botched.write_text(text)
-    result = run("katas/01_scale", "--kata-timeout", "1")
+    result = run("katas/01_scale", "--kata-timeout", "2")
     assert result.returncode == 1
     assert reason in result.stdout
     assert "1 error" in result.stdout
@@ -187,7 +187,7 @@ def test_a_missing_function_is_named(run, kata):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("while True: pass", "still running after 1 s: an endless loop?"),
+        ("while True: pass", "still running after 2 s: an endless loop?"),
         ("import os; os._exit(0)", "the code called os._exit(0)"),
         ("while True: print('x' * 1000)", "printed more than 16 MB"),
         ("import sys; sys.exit(0)", "SystemExit"),
@@ -195,7 +195,7 @@ def test_a_missing_function_is_named(run, kata):
 )
 def test_code_that_misbehaves_when_called_is_named(run, kata, body, reason):
     kata.botched.write_text(f"def scale(x, factor):\n    {body}\n{SOLUTION.split('factor * x')[1]}")
-    result = run("katas/01_scale", "--kata-timeout", "1")
+    result = run("katas/01_scale", "--kata-timeout", "2")
     assert result.returncode == 1
     assert reason in result.stdout
     assert len(result.stdout) < 20_000

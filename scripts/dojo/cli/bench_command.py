@@ -11,7 +11,10 @@ from dojo.project import Project
 @click.argument("names", metavar="[KATA]...", nargs=-1)
 @click.pass_obj
 def command(project: Project, names: tuple[str, ...]) -> None:
-    """Time references (all unless named) beside the operators they imitate.
+    """Time references (all unless named) beside the operators they imitate, on one thread.
+
+    Without a name, also what `pytest katas/03_softmax` takes beside pytest on a one-line test
+    that imports torch.
 
     \b
     Example: kata bench softmax conv1d
@@ -20,10 +23,13 @@ def command(project: Project, names: tuple[str, ...]) -> None:
         katas = [catalogue.find(project, name) for name in names]
     else:
         katas = catalogue.load_all(project)
-    rows = []
+    bench.use_one_thread()
+    timings = [] if names else [("start", bench.startup(project))]
     for kata in katas:
-        for timing in bench.timings(project, kata):
-            theirs = f"{1e3 * timing.theirs:.2f}" if timing.theirs else "-"
-            ratio = f"{timing.ours / timing.theirs:.2f}" if timing.theirs else "-"
-            rows.append((kata.name, timing.label, f"{1e3 * timing.ours:.2f}", theirs, ratio))
+        timings += [(kata.name, timing) for timing in bench.timings(project, kata)]
+    rows = []
+    for name, timing in timings:
+        theirs = f"{1e3 * timing.theirs:.2f}" if timing.theirs else "-"
+        ratio = f"{timing.ours / timing.theirs:.2f}" if timing.theirs else "-"
+        rows.append((name, timing.label, f"{1e3 * timing.ours:.2f}", theirs, ratio))
     click.echo(render(("kata", "workload", "ours ms", "library ms", "ratio"), rows))

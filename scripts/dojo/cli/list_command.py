@@ -1,22 +1,28 @@
 """kata list: which katas there are, and which are solved."""
 
+from collections.abc import Sequence
+
 import click
 
 from dojo import catalogue
-from dojo.catalogue import CatalogueError
+from dojo.catalogue import CatalogueError, Kata
 from dojo.cli.table import render
 from dojo.history import History
 from dojo.project import Project
 
 
 @click.command(name="list")
+@click.option("--markdown", is_flag=True, help="Print the table of README.md.")
 @click.pass_obj
-def command(project: Project) -> None:
+def command(project: Project, markdown: bool) -> None:
     """Show the katas with topic, level, minutes, and how you stand.
 
     \b
     Example: kata list
     """
+    if markdown:
+        click.echo(readme_table(catalogue.load_all(project)))
+        return
     history = History(project.state / "history.sqlite")
     solved = history.solved_katas()
     rows = []
@@ -39,3 +45,14 @@ def command(project: Project) -> None:
     click.echo(render(("kata", "topic", "level", "minutes", "state"), rows))
     for message in malformed:
         click.secho(message, fg="red", err=True)
+
+
+def readme_table(katas: Sequence[Kata]) -> str:
+    """Return the katas as a Markdown table."""
+    rows = ["| kata | topic | level | minutes | bugs |", "|---|---|---|---|---|"]
+    rows += [
+        f"| [{kata.name}](katas/{kata.name}/README.md) | {kata.topic} | {kata.level} "
+        f"| {kata.minutes} | {len(kata.bugs)} |"
+        for kata in katas
+    ]
+    return "\n".join(rows)

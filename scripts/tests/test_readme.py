@@ -1,0 +1,25 @@
+"""README.md says what is true."""
+
+import re
+
+from dojo import catalogue
+from dojo.cli.list_command import readme_table
+from dojo.project import Project
+
+REAL = Project.here()
+README = (REAL.root / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_katas_is_made_from_their_files():
+    table = re.search(r"<!-- katas: .*?-->\n(.*?)<!-- end of katas -->", README, re.DOTALL)
+    assert table is not None
+    assert table[1].strip() == readme_table(catalogue.load_all(REAL)), (
+        "paste the output of scripts/list.sh --markdown between README.md's two comments"
+    )
+
+
+def test_every_script_it_names_is_there():
+    named = set(re.findall(r"scripts/(\w+)\.sh", README))
+    assert named
+    for name in named:
+        assert (REAL.root / "scripts" / f"{name}.sh").is_file()

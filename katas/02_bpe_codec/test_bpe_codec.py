@@ -1,0 +1,370 @@
+import copy
+import random
+
+import pytest
+
+from dojo.testing import golden
+
+BYTES = {byte: bytes([byte]) for byte in range(256)}
+# What tiktoken makes of these vocabularies; fixtures/make_bpe_codec.py says how.
+GOLDEN = golden("bpe_codec.json")
+SPECIALS = {"<|endoftext|>": 900, "[MASK]": 901, "a+b*": 902, "end.": 903, "<終>": 904}
+
+
+def vocab_of(merges):
+    vocab = dict(BYTES)
+    for new, (left, right) in enumerate(merges, 256):
+        vocab[new] = vocab[left] + vocab[right]
+    return vocab
+
+
+def vocabulary(*joins):
+    """Return vocab and merges in which these texts are joined: ("n", "a"), ("a", "na"), ..."""
+    ids = {token: token_id for token_id, token in BYTES.items()}
+    merges = []
+    for left, right in joins:
+        merges.append((ids[left.encode()], ids[right.encode()]))
+        ids[(left + right).encode()] = 255 + len(merges)
+    return vocab_of(merges), merges
+
+
+def joined(ids, pair, new):
+    """Return the ids with each occurrence of the pair replaced, in one walk from the left."""
+    left, right = pair
+    out = []
+    for token in ids:
+        if token == right and out and out[-1] == left:
+            out[-1] = new
+        else:
+            out.append(token)
+    return out
+
+
+def encoded_slowly(text, merges):
+    """Return the ids of a text without special tokens: one walk over it for each merge."""
+    ids = list(text.encode())
+    for new, pair in enumerate(merges, 256):
+        ids = joined(ids, pair, new)
+    return ids
+
+
+def random_text(length):
+    """Return text of few letters, in runs and out, and of characters of every width."""
+    pools = ["ab", "ab", "aabc \n", "\0\t\r\x1b\x7f\x85", "éßñ", "жщλ", "한字ก\u2028", "😀👍\u200d"]
+    text = ""
+    while len(text) < length:
+        if random.random() < 0.1:
+            text += chr(
+                random.choice([random.randrange(0xD800), random.randrange(0xE000, 0x110000)])
+            )
+        text += random.choice(random.choice(pools)) * random.choice([1, 1, 1, 2, 3, 7])
+    return text[:length]
+
+
+def random_merges(text, count):
+    """Return merges as of a trainer with a taste of its own: each joins some pair of the text."""
+    ids, merges = list(text.encode()), []
+    while len(merges) < count and len(ids) > 1:
+        place = random.randrange(len(ids) - 1)
+        merges.append((ids[place], ids[place + 1]))
+        ids = joined(ids, merges[-1], 255 + len(merges))
+    return merges
+
+
+def assert_ids(actual, expected, behaviour, vocab):
+    """Compare ids; a failure shows the tokens from the first difference on."""
+    assert isinstance(actual, list), f"{behaviour}: got {type(actual).__name__}, not a list"
+    if actual == expected:
+        return
+    pairs = zip(actual, expected, strict=False)
+    start = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(actual), len(expected)))
+
+    def shown(ids):
+        tokens = [f"{token} {vocab.get(token, '(not in vocab)')}" for token in ids[start:]]
+        return ", ".join(tokens[:5]) + ", ..." * (len(tokens) > 5) or "the end"
+
+    pytest.fail(
+        f"{behaviour}: from token {start} on it is {shown(actual)}; expected {shown(expected)}",
+        pytrace=False,
+    )
+
+
+def assert_encodes(impl, text, joins, expected):
+    """Encode a text without special tokens; `expected` is the text cut by | into tokens."""
+    vocab, merges = vocabulary(*joins)
+    ids = {token: token_id for token_id, token in vocab.items()}
+    expected = [ids[token.encode()] for token in expected.split("|")]
+    names = ", ".join(f"{left}+{right}" for left, right in joins)
+    behaviour = f"{text!r} by the merges {names}"
+    assert_ids(impl.encode(text, vocab, merges), expected, behaviour, vocab)
+
+
+def assert_text(actual, expected, behaviour):
+    """Compare texts; a failure shows both from a little before the first difference on."""
+    assert isinstance(actual, str), f"{behaviour}: got {type(actual).__name__}, not a string"
+    if actual == expected:
+        return
+    pairs = zip(actual, expected, strict=False)
+    start = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(actual), len(expected)))
+    around = slice(max(0, start - 10), start + 20)
+    pytest.fail(
+        f"{behaviour}: at character {start} the text is {actual[around]!a}; "
+        f"expected {expected[around]!a}",
+        pytrace=False,
+    )
+
+
+# The order of merges
+
+
+@pytest.mark.parametrize(
+    ("text", "joins", "expected"),
+    [
+        ("abc", [("b", "c"), ("a", "b")], "a|bc"),
+        ("banana", [("n", "a"), ("a", "na"), ("b", "a")], "b|ana|na"),
+        ("lower", [("w", "e"), ("l", "o"), ("lo", "w"), ("we", "r")], "lo|wer"),
+        ("a--b", [("-", "b"), ("-", "-")], "a|-|-b"),
+    ],
+)
+def test_lowest_rank_is_merged_first(impl, text, joins, expected):
+    assert_encodes(impl, text, joins, expected)
+
+
+def test_longest_token_is_not_always_the_answer(impl):
+    joins = [("c", "d"), ("b", "c"), ("a", "bc"), ("a", "b")]
+    assert_encodes(impl, "abcd", joins, "ab|cd")
+    assert_encodes(impl, "abc", joins, "abc")
+
+
+@pytest.mark.parametrize("length", [2, 3, 4, 5, 6, 7, 8, 13, 31])
+def test_runs_of_one_letter(impl, length):
+    expected = ["aaaa"] * (length // 4) + ["aa"] * (length % 4 // 2) + ["a"] * (length % 2)
+    assert_encodes(impl, "a" * length, [("a", "a"), ("aa", "aa")], "|".join(expected))
+
+
+def test_a_byte_belongs_to_one_token(impl):
+    assert_encodes(impl, "cab", [("a", "b"), ("c", "a")], "c|ab")
+    assert_encodes(impl, "abab", [("b", "a"), ("a", "b")], "a|ba|b")
+    assert_encodes(impl, "dcab", [("a", "b"), ("c", "a"), ("d", "c")], "dc|ab")
+
+
+def test_a_token_merges_with_what_follows_it(impl):
+    assert_encodes(impl, "xabcd", [("a", "b"), ("ab", "c"), ("abc", "d")], "x|abcd")
+
+
+def test_a_token_merges_with_what_precedes_it(impl):
+    assert_encodes(impl, "abcdx", [("c", "d"), ("b", "cd"), ("a", "bcd")], "abcd|x")
+
+
+def test_two_merged_tokens_merge(impl):
+    assert_encodes(impl, "xabcd", [("a", "b"), ("c", "d"), ("ab", "cd")], "x|abcd")
+
+
+def test_merges_join_bytes_not_characters(impl):
+    # é is C3 A9 and € is E2 82 AC: one token is the end of the first and the start of the second.
+    merges = [(0xA9, 0xE2), (0x82, 0xAC)]
+    vocab = vocab_of(merges)
+    assert_ids(impl.encode("é€", vocab, merges), [0xC3, 256, 257], "'é€' by A9+E2, 82+AC", vocab)
+
+
+@pytest.mark.parametrize("text", ["a", "\0", "\x7f", "\x80é", "ÿĀā", "€川", "😀\U0010ffff"])
+def test_pieces_start_as_utf8_bytes(impl, text):
+    # "q" is merged so that an id of 256 exists; none of the texts has one.
+    vocab, merges = vocabulary(("q", "q"))
+    assert_ids(impl.encode(text, vocab, merges), list(text.encode()), f"{text!a}", vocab)
+
+
+def test_empty_text_has_no_tokens(impl):
+    vocab, merges = vocabulary(("a", "b"))
+    for specials in (None, {"<|endoftext|>": 900}):
+        assert_ids(impl.encode("", vocab, merges, specials), [], "the empty text", vocab)
+
+
+def test_without_merges_tokens_are_bytes(impl):
+    assert_ids(impl.encode("abé", BYTES, []), [97, 98, 0xC3, 0xA9], "no merges, 'abé'", BYTES)
+
+
+# Special tokens
+
+
+@pytest.mark.parametrize("special", SPECIALS)
+def test_a_special_token_is_one_id(impl, special):
+    vocab, merges = vocabulary(("a", "b"), ("<", "|"), ("e", "n"))
+    text = f"ab{special}{special}abab"
+    token = SPECIALS[special]
+    for specials in ({special: token}, SPECIALS):
+        actual = impl.encode(text, vocab, merges, specials)
+        behaviour = f"{text!a} with {special!a} special"
+        assert_ids(actual, [256, token, token, 256, 256], behaviour, vocab)
+
+
+def test_text_around_special_tokens_is_kept(impl):
+    specials = {"END": 900}
+    vocab, merges = vocabulary(("a", "b"))
+    for text, expected in [
+        ("END", [900]),
+        ("ENDab", [900, 256]),
+        ("abEND", [256, 900]),
+        ("cENDENDcab", [99, 900, 900, 99, 256]),
+    ]:
+        actual = impl.encode(text, vocab, merges, specials)
+        assert_ids(actual, expected, f"{text!r} with the special token 'END'", vocab)
+
+
+@pytest.mark.parametrize("shortest_first", [True, False])
+def test_longest_special_token_wins(impl, shortest_first):
+    specials = {"EN": 902, "END": 901, "ENDING": 900}
+    if not shortest_first:
+        specials = dict(reversed(specials.items()))
+    for text, expected in [
+        ("aENDINGb", [97, 900, 98]),
+        ("ENDINENDING", [901, 73, 78, 900]),
+        ("ENEND", [902, 901]),
+    ]:
+        actual = impl.encode(text, BYTES, [], specials)
+        assert_ids(actual, expected, f"{text!r} with special tokens {', '.join(specials)}", BYTES)
+
+
+def test_merges_do_not_cross_special_tokens(impl):
+    vocab, merges = vocabulary(("a", "E"), ("D", "b"), ("a", "b"), ("N", "D"))
+    actual = impl.encode("aENDbENDa", vocab, merges, {"END": 900})
+    assert_ids(actual, [97, 900, 98, 900, 97], "merges a+E and D+b beside the special END", vocab)
+
+
+def test_text_like_a_special_token_is_ordinary(impl):
+    vocab, merges = vocabulary(("E", "N"))
+    for text in ["EN", "end", "E ND", "ENX"]:
+        expected = encoded_slowly(text, merges)
+        actual = impl.encode(text, vocab, merges, {"END": 900})
+        assert_ids(actual, expected, f"{text!r}, which is not the special token END", vocab)
+
+
+def test_special_tokens_may_be_left_out(impl):
+    vocab, merges = vocabulary(("E", "N"), ("EN", "D"), ("a", "b"))
+    expected = [258, 257, 258]
+    assert_ids(impl.encode("abENDab", vocab, merges), expected, "no special tokens", vocab)
+    assert_ids(impl.encode("abENDab", vocab, merges, {}), expected, "special tokens {}", vocab)
+    assert_ids(impl.encode("abENDab", vocab, merges, None), expected, "special tokens None", vocab)
+    assert_text(impl.decode(expected, vocab), "abENDab", "no special tokens")
+    assert_text(impl.decode(expected, vocab, {}), "abENDab", "special tokens {}")
+
+
+# Decoding
+
+
+@pytest.mark.parametrize("text", ["é", "€", "😀", "naïve 川", "👩\u200d💻", "cafe\u0301"])
+def test_characters_cut_into_tokens_are_read_whole(impl, text):
+    actual = impl.decode(list(text.encode()), BYTES)
+    assert_text(actual, text, f"decode of the single bytes of {text!a}")
+
+
+def test_tokens_may_hold_parts_of_characters(impl):
+    vocab = vocab_of([(0xA9, 0xE2), (0x82, 0xAC)])
+    assert_text(impl.decode([0xC3, 256, 257], vocab), "é€", "decode of C3 | A9 E2 | 82 AC")
+
+
+def test_bytes_that_are_not_utf8_are_marked(impl):
+    for ids, expected in [
+        ([97, 0xFF, 98], "a\ufffdb"),
+        ([0x80], "\ufffd"),
+        ([98, 0xFE, 0xFF, 97], "b\ufffd\ufffda"),
+    ]:
+        actual = impl.decode(ids, BYTES)
+        assert_text(actual, expected, f"decode of the bytes {bytes(ids).hex(' ')}")
+
+
+def test_special_tokens_are_decoded(impl):
+    vocab, _ = vocabulary(("a", "b"))
+    actual = impl.decode([256, 904, 900, 901, 97], vocab, SPECIALS)
+    expected = "ab<終><|endoftext|>[MASK]a"
+    assert_text(actual, expected, "decode with special tokens")
+
+
+@pytest.mark.parametrize("unknown", [257, 900, 123456])
+def test_unknown_ids_are_named(impl, unknown):
+    vocab, _ = vocabulary(("a", "b"))
+    with pytest.raises(ValueError, match=rf"\b{unknown}\b"):
+        impl.decode([97, unknown, 98], vocab)
+    with pytest.raises(ValueError, match=rf"\b{unknown}\b"):
+        impl.decode([97, unknown, 98], vocab, {"END": 800})
+
+
+def test_no_ids_are_no_text(impl):
+    assert_text(impl.decode([], BYTES), "", "decode of no ids")
+
+
+def test_arguments_by_name(impl):
+    vocab, merges = vocabulary(("a", "b"))
+    specials = {"END": 900}
+    ids = impl.encode(text="abEND", vocab=vocab, merges=merges, special_tokens=specials)
+    assert_ids(ids, [256, 900], "'abEND'", vocab)
+    text = impl.decode(ids=[256, 900], vocab=vocab, special_tokens=specials)
+    assert_text(text, "abEND", "decode by keyword")
+
+
+def test_arguments_are_left_as_they_were(impl):
+    vocab, merges = vocabulary(("a", "b"), ("ab", "c"))
+    arguments = {"vocab": vocab, "merges": merges, "specials": {"END": 900}, "ids": [257, 900, 99]}
+    before = copy.deepcopy(arguments)
+    impl.encode("abcENDab", vocab, merges, arguments["specials"])
+    impl.decode(arguments["ids"], vocab, arguments["specials"])
+    for name, value in arguments.items():
+        extra = f"it has {len(value)} entries, not {len(before[name])}"
+        assert value == before[name], f"{name} is not what it was before the calls: {extra}"
+
+
+# Golden output, and whatever text
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_encode_matches_tiktoken(impl, name):
+    merges = [tuple(pair) for pair in GOLDEN[name]["merges"]]
+    vocab = vocab_of(merges)
+    for case in GOLDEN[name]["encode"]:
+        actual = impl.encode(case["text"], vocab, merges, GOLDEN[name]["special_tokens"])
+        behaviour = f"{case['label']}, {case['text'][:20]!r}..., as tiktoken encodes it"
+        assert_ids(actual, case["ids"], behaviour, vocab)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_decode_matches_tiktoken(impl, name):
+    vocab = vocab_of(GOLDEN[name]["merges"])
+    for case in GOLDEN[name]["decode"]:
+        actual = impl.decode(case["ids"], vocab, GOLDEN[name]["special_tokens"])
+        assert_text(actual, case["text"], f"{case['label']}, as tiktoken decodes it")
+
+
+@pytest.mark.parametrize(("length", "count"), [(3, 2), (20, 12), (100, 40), (600, 100)])
+def test_random_text_by_random_merges(impl, length, count):
+    text = random_text(length)
+    merges = random_merges(random_text(length) + text, count)
+    vocab = vocab_of(merges)
+    actual = impl.encode(text, vocab, merges)
+    expected = encoded_slowly(text, merges)
+    assert_ids(actual, expected, f"{length} random characters by {len(merges)} merges", vocab)
+
+
+@pytest.mark.parametrize("length", [1, 15, 60])
+def test_random_text_with_special_tokens(impl, length):
+    # No random text has a character of a special token, so how to cut is known beforehand.
+    specials = {"<|END|>": 900, "[END]": 901, "<|END|>.": 902}
+    merges = random_merges(random_text(200), 40)
+    vocab = vocab_of(merges)
+    text, expected = "", []
+    for _ in range(12):
+        piece = random_text(random.randrange(length + 1)).translate({ord(c): "a" for c in "<[."})
+        special = random.choice(list(specials))
+        text += piece + special
+        expected += [*encoded_slowly(piece, merges), specials[special]]
+    actual = impl.encode(text, vocab, merges, specials)
+    assert_ids(actual, expected, "random text with special tokens", vocab)
+    assert_text(impl.decode(expected, vocab, specials), text, "decode with special tokens")
+
+
+@pytest.mark.parametrize("length", [1, 30, 400])
+def test_any_text_comes_back(impl, length):
+    text = random_text(length)
+    merges = random_merges(random_text(length), 60)
+    vocab = vocab_of(merges)
+    ids = impl.encode(text, vocab, merges)
+    assert_text(impl.decode(ids, vocab), text, "decode(encode(text))")

@@ -12,7 +12,7 @@ from dojo.errors import DojoError
 from dojo.history import Attempt, History, Run
 from dojo.plant import choose
 from dojo.project import Project
-from dojo.results import Outcome, TestResult
+from dojo.results import Outcome, RunResult, Status
 from dojo.workspace import Backup, Planting, Workspace
 
 
@@ -58,29 +58,29 @@ class Player:
         attempt_id = self.history.start(self.kata.name, bugs)
         return self.workspace.replace(source.encode(), Planting(bugs, attempt_id), reason)
 
-    def record(
-        self, revision: str, outcomes: Sequence[TestResult], seconds: float, whole: bool = True
-    ) -> Judgement:
-        """Record a run against that revision of the file, and judge it.
+    def record(self, run: RunResult) -> Judgement:
+        """Record a run of the whole test file, and judge it.
 
-        A run that is not `whole`, because it crashed or ran out of time, proves no bug gone.
+        One that crashed, broke or ran out of time proves no bug gone.
         """
         planted = self.planted()
         gone: list[str] = []
-        if whole and not results.broken(outcomes):
-            gone = results.gone(planted, results.failing_functions(outcomes))
-        judgement = Judgement(planted, tuple(gone), whole and results.solved(outcomes))
-        passed = sum(result.outcome is Outcome.PASSED for result in outcomes)
-        skipped = sum(result.outcome is Outcome.SKIPPED for result in outcomes)
-        run = Run(
-            revision,
-            passed,
-            len(outcomes) - passed - skipped,
-            judgement.gone,
-            judgement.solved,
-            seconds,
+        if run.whole:
+            gone = results.gone(planted, results.failing_functions(run.tests))
+        judgement = Judgement(planted, tuple(gone), run.status is Status.PASSED)
+        passed = sum(test.outcome is Outcome.PASSED for test in run.tests)
+        skipped = sum(test.outcome is Outcome.SKIPPED for test in run.tests)
+        self.history.add_run(
+            self.attempt().id,
+            Run(
+                run.revision,
+                passed,
+                len(run.tests) - passed - skipped,
+                judgement.gone,
+                judgement.solved,
+                run.seconds,
+            ),
         )
-        self.history.add_run(self.attempt().id, run)
         return judgement
 
     def diff_to_correct(self) -> str:

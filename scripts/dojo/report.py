@@ -4,8 +4,7 @@ import textwrap
 
 from dojo.catalogue import Bug
 from dojo.play import Judgement
-from dojo.results import Outcome, TestResult
-from dojo.runner import RunResult, Status
+from dojo.results import Outcome, RunResult, TestResult
 from dojo.verdict import summarise
 
 _SHOWN = 5  # failing tests spelt out; more would scroll the first, and best, off the screen
@@ -13,7 +12,7 @@ _SHOWN = 5  # failing tests spelt out; more would scroll the first, and best, of
 
 def run_lines(name: str, result: RunResult, judgement: Judgement) -> list[str]:
     """Return the failing tests with their first message each, and the verdict."""
-    if result.status in (Status.BROKEN, Status.CRASHED, Status.TIMEOUT):
+    if not result.whole:
         return [f"{name}: no verdict: {result.detail}"]
     failing: dict[str, list[TestResult]] = {}
     for test in result.tests:

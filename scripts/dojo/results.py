@@ -45,6 +45,33 @@ class TestResult:
         return self.name.partition("[")[0]
 
 
+class Status(StrEnum):
+    """How a run ended as a whole."""
+
+    PASSED = "passed"
+    FAILED = "failed"  # some test failed by an assertion, an exception or its time limit
+    BROKEN = "broken"  # the tests could not run: the file does not load, nothing was collected
+    TIMEOUT = "timeout"  # the run as a whole took too long
+    CRASHED = "crashed"  # the process ended before the tests did
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The outcome of a run: each test's result, and what happened to the run."""
+
+    status: Status
+    tests: tuple[TestResult, ...]
+    detail: str
+    seconds: float
+    revision: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """Say whether the tests ran to the end, so that what passed proves something."""
+        return self.status in (Status.PASSED, Status.FAILED)
+
+
 class _Bug(Protocol):
     @property
     def id(self) -> str: ...

@@ -8,8 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -17,18 +16,7 @@ from dojo import guards
 from dojo.catalogue import Kata
 from dojo.errors import DojoError
 from dojo.project import Project
-from dojo.results import Outcome, TestResult, broken, solved
-
-
-class Status(StrEnum):
-    """How a run ended as a whole."""
-
-    PASSED = "passed"
-    FAILED = "failed"  # some test failed by an assertion, an exception or its time limit
-    BROKEN = "broken"  # the tests could not run: the file does not load, nothing was collected
-    TIMEOUT = "timeout"  # the run as a whole took too long
-    CRASHED = "crashed"  # the process ended before the tests did
-    CANCELLED = "cancelled"
+from dojo.results import Outcome, RunResult, Status, TestResult, broken, solved
 
 
 @dataclass(frozen=True)
@@ -38,17 +26,6 @@ class Limits:
     test_seconds: float = guards.TIMEOUT_SECONDS
     run_seconds: float = 60.0
     memory_bytes: int = 4 * 2**30
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """The outcome of a run: each test's result, and what happened to the run."""
-
-    status: Status
-    tests: tuple[TestResult, ...]
-    detail: str
-    seconds: float
-    revision: str = field(default="")
 
 
 class Runner:

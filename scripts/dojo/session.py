@@ -9,7 +9,7 @@ from dojo import play
 from dojo.catalogue import LEVELS, Bug, Kata
 from dojo.history import History
 from dojo.play import Judgement, Player
-from dojo.runner import Runner, RunResult, Status
+from dojo.results import RunResult
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,11 @@ class Session:
     def __init__(
         self,
         player: Player,
-        runner: Runner,
         minutes: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start the clock; the bugs are planted already."""
         self._player = player
-        self._runner = runner
         self._clock = clock
         self._started = clock()
         self._deadline = self._started + 60 * minutes
@@ -47,14 +45,10 @@ class Session:
         """Return the seconds left; negative once time is up."""
         return self._deadline - self._clock()
 
-    def run(self) -> tuple[RunResult, Judgement]:
-        """Test the learner's file as it is now, and record the run."""
-        result = self._runner.run(self._player.kata)
-        whole = result.status in (Status.PASSED, Status.FAILED)
-        self._judgement = self._player.record(
-            result.revision, result.tests, result.seconds, whole=whole
-        )
-        return result, self._judgement
+    def judge(self, result: RunResult) -> Judgement:
+        """Record a run, and say what it proves."""
+        self._judgement = self._player.record(result)
+        return self._judgement
 
     def debrief(self) -> Debrief:
         """End the session: the answer may be shown from here on, so a reveal is recorded."""

@@ -9,7 +9,15 @@ from dojo import play
 from dojo.catalogue import load
 from dojo.errors import DojoError
 from dojo.project import Project
-from dojo.results import TestResult, broken, failing_functions, test_functions
+from dojo.results import (
+    RunResult,
+    Status,
+    TestResult,
+    broken,
+    failing_functions,
+    solved,
+    test_functions,
+)
 
 
 def summarise(judgement: play.Judgement, name: str) -> str:
@@ -24,6 +32,14 @@ def summarise(judgement: play.Judgement, name: str) -> str:
             "a fix is incomplete, or a change broke something else"
         )
     return f"{name}: {len(judgement.gone)} of {total} {bugs} fixed. Stuck? scripts/hint.sh {name}"
+
+
+def _as_run(outcomes: list[TestResult]) -> RunResult:
+    status = Status.PASSED if solved(outcomes) else Status.FAILED
+    if broken(outcomes):
+        status = Status.BROKEN
+    seconds = sum(result.seconds for result in outcomes)
+    return RunResult(status, tuple(outcomes), "", seconds, outcomes[0].revision)
 
 
 class VerdictReporter:
@@ -73,9 +89,8 @@ class VerdictReporter:
                 return (
                     f"{name}: the tests that ran {verb}; a verdict needs all: pytest katas/{name}"
                 )
-            seconds = sum(result.seconds for result in outcomes)
             with play.opened(Project(folder.parent.parent), kata) as player:
-                judgement = player.record(outcomes[0].revision, outcomes, seconds)
+                judgement = player.record(_as_run(outcomes))
         except (DojoError, OSError) as error:
             return f"{name}: not recorded: {error}"
         if broken(outcomes):

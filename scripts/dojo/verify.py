@@ -10,8 +10,8 @@ from itertools import combinations
 from dojo.catalogue import Bug, Kata
 from dojo.plant import choose, conflict
 from dojo.pool import Pool
-from dojo.results import Outcome, test_functions
-from dojo.runner import Runner, RunResult, Status
+from dojo.results import Outcome, RunResult, Status, test_functions
+from dojo.runner import Runner
 
 REFERENCE_SEEDS = 5
 BUG_SEEDS = 3

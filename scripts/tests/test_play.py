@@ -3,7 +3,7 @@ import random
 import pytest
 
 from dojo import play, results
-from dojo.results import Outcome, TestResult
+from dojo.results import Outcome, RunResult, Status, TestResult
 from dojo.session import Session, choose_bugs, choose_kata
 
 
@@ -53,20 +53,20 @@ def test_a_broken_change_elsewhere_is_no_planted_bug():
 
 def test_a_run_is_recorded_and_judged(player):
     failing = [outcome("test_scale[2.0]", Outcome.FAILED), outcome("test_shift", Outcome.PASSED)]
-    judgement = player.record("abc", failing, 0.2)
+    judgement = player.record(RunResult(Status.FAILED, tuple(failing), "", 0.2, "abc"))
     assert not judgement.solved
     assert judgement.gone == ()
     passing = [outcome("test_scale[2.0]", Outcome.PASSED), outcome("test_shift", Outcome.PASSED)]
-    assert player.record("def", passing, 0.2).solved
+    assert player.record(RunResult(Status.PASSED, tuple(passing), "", 0.2, "def")).solved
     assert player.history.solved_katas() == {"01_scale"}
     assert player.history.runs(player.attempt().id) == 2
 
 
 def test_a_run_that_broke_proves_nothing(player):
     broken = [outcome("test_scale[2.0]", Outcome.ERROR), outcome("test_shift", Outcome.SKIPPED)]
-    assert player.record("abc", broken, 0.2).gone == ()
-    crashed = [outcome("test_shift", Outcome.PASSED)]
-    judgement = player.record("abc", crashed, 0.2, whole=False)
+    assert player.record(RunResult(Status.BROKEN, tuple(broken), "", 0.2)).gone == ()
+    crashed = (outcome("test_shift", Outcome.PASSED),)
+    judgement = player.record(RunResult(Status.CRASHED, crashed, "", 0.2))
     assert judgement.gone == ()
     assert not judgement.solved
 
@@ -93,13 +93,14 @@ def test_practice_first_plants_the_default_and_then_something_else(player):
 def test_practice_draws_an_unsolved_kata(player):
     rng = random.Random(0)
     assert choose_kata([player.kata], player.history, rng) == player.kata
-    player.record("abc", [outcome("test_shift", Outcome.PASSED)], 0.1)
+    passing = (outcome("test_shift", Outcome.PASSED),)
+    player.record(RunResult(Status.PASSED, passing, "", 0.1))
     assert choose_kata([player.kata], player.history, rng) == player.kata  # all solved: any
 
 
 def test_the_clock_of_a_session(player):
     now = [100.0]
-    session = Session(player, None, minutes=2, clock=lambda: now[0])
+    session = Session(player, minutes=2, clock=lambda: now[0])
     now[0] += 90
     assert session.remaining() == 30
     now[0] += 60

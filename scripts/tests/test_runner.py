@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dojo.results import Outcome
-from dojo.runner import Status
+from dojo.results import Outcome, Status
 
 SHIFT = "\n\ndef shift(x, offset):\n    return x + offset\n"
 # Fails to load where an earlier run left torch or the environment changed.

@@ -5,7 +5,7 @@ import click
 from dojo import catalogue, play
 from dojo.project import Project
 from dojo.report import run_lines
-from dojo.runner import Runner, Status
+from dojo.runner import Runner
 
 
 @click.command(name="check")
@@ -21,8 +21,7 @@ def command(project: Project, name: str) -> None:
     kata = catalogue.find(project, name)
     with Runner(project) as runner, play.opened(project, kata) as player:
         result = runner.run(kata)
-        whole = result.status in (Status.PASSED, Status.FAILED)
-        judgement = player.record(result.revision, result.tests, result.seconds, whole=whole)
+        judgement = player.record(result)
     for line in run_lines(kata.name, result, judgement):
         click.echo(line)
     if not judgement.solved:

@@ -6,7 +6,7 @@ from dojo import catalogue, play
 from dojo.files import revision
 from dojo.play import Player
 from dojo.project import Project
-from dojo.runner import Runner, Status
+from dojo.runner import Runner
 
 
 @click.command(name="hint")
@@ -43,6 +43,4 @@ def _gone(project: Project, player: Player) -> tuple[str, ...]:
     if last is not None and last.revision == revision(player.workspace.content() or b""):
         return last.gone
     with Runner(project) as runner:
-        result = runner.run(player.kata)
-    whole = result.status in (Status.PASSED, Status.FAILED)
-    return player.record(result.revision, result.tests, result.seconds, whole=whole).gone
+        return player.record(runner.run(player.kata)).gone

@@ -11,8 +11,8 @@ from dojo.history import History
 from dojo.project import Project
 from dojo.report import run_lines, story_lines
 from dojo.runner import Runner
-from dojo.saves import saves
 from dojo.session import Debrief, Session, choose_bugs, choose_kata
+from dojo.watching import Judged, watching
 
 _TICK_SECONDS = 0.5
 
@@ -35,9 +35,9 @@ def command(project: Project, name: str | None, minutes: float | None) -> None:
             backup = player.plant(choose_bugs(kata, player.history, random.Random()), "practice")
             allowed = minutes or kata.minutes
             _introduce(kata, allowed, len(player.planted()), kept=backup is not None)
-            session = Session(player, runner, allowed)
+            session = Session(player, allowed)
             try:
-                _hunt(kata, session)
+                _hunt(kata, runner, session)
             except KeyboardInterrupt:
                 click.echo(
                     f"\nStopped. Your file is as you left it: scripts/check.sh {kata.name} "
@@ -64,20 +64,23 @@ def _introduce(kata: Kata, minutes: float, bugs: int, *, kept: bool) -> None:
     click.echo(f"  {kata.botched}")
 
 
-def _hunt(kata: Kata, session: Session) -> None:
+def _hunt(kata: Kata, runner: Runner, session: Session) -> None:
     """Test at the start and at every save, until the kata is solved or time is up."""
-    for saved in saves(kata.botched, _TICK_SECONDS):
-        if saved:
-            result, judgement = session.run()
-            left = max(session.remaining(), 0)
-            click.echo(f"\n[{left // 60:.0f}:{left % 60:02.0f} left] revision {result.revision}")
-            for line in run_lines(kata.name, result, judgement):
-                click.echo(line)
-            if judgement.solved:
+    with watching(kata, runner) as watcher:
+        for event in watcher.events(_TICK_SECONDS):
+            if isinstance(event, Judged):
+                judgement = session.judge(event.result)
+                left = max(session.remaining(), 0)
+                click.echo(
+                    f"\n[{left // 60:.0f}:{left % 60:02.0f} left] revision {event.result.revision}"
+                )
+                for line in run_lines(kata.name, event.result, judgement):
+                    click.echo(line)
+                if judgement.solved:
+                    return
+            if session.remaining() <= 0:
+                click.echo("\nTime is up.")
                 return
-        if session.remaining() <= 0:
-            click.echo("\nTime is up.")
-            return
 
 
 def _conclude(kata: Kata, debrief: Debrief) -> None:

@@ -83,6 +83,20 @@ class Player:
         )
         return judgement
 
+    def give_hint(self, gone: Sequence[str]) -> str:
+        """Return the next hint on a bug that is not gone, and record that it was given."""
+        name, planted = self.kata.name, self.planted()
+        if len(gone) == len(planted):
+            return f"{name}: no planted bug is left in your file"
+        attempt = self.attempt()
+        hint = next_hint(planted, gone, self.history.hints(attempt.id))
+        if hint is None:
+            return f"{name}: no more hints; scripts/reveal.sh {name} tells all"
+        bug, level = hint
+        self.history.add_hint(attempt.id, bug.id, level)
+        label = f", bug {planted.index(bug) + 1} of {len(planted)}" if len(planted) > 1 else ""
+        return f"Hint {level + 1} of {len(bug.hints)}{label}: {bug.hints[level]}"
+
     def diff_to_correct(self) -> str:
         """Return the diff from the learner's file to the reference; empty if they are equal."""
         return _diff(self.workspace.text(), self.kata.correct_source, self.kata)

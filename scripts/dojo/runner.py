@@ -83,7 +83,8 @@ class Runner:
 
     def cancel(self) -> None:
         """Stop the run that is under way, if there is one; it returns as cancelled."""
-        self._send({"cancel": True})
+        with contextlib.suppress(DojoError):
+            self._send({"cancel": True})
 
     def close(self) -> None:
         """End the warm process and whatever it runs."""
@@ -122,8 +123,11 @@ class Runner:
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(message).encode() + b"\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):  # it died, or was closed by another thread
+            raise DojoError("the test runner has ended; run the command again") from None
 
 
 def _result(answer: dict[str, Any], limits: Limits) -> RunResult:

@@ -13,13 +13,12 @@ _SETTLE_MILLISECONDS = 20
 _LOOK_MILLISECONDS = 500
 
 
-def saves(path: Path, stop: threading.Event) -> Iterator[None]:
-    """Yield at each change of the file's content, until `stop` is set.
+def saves(path: Path, seen: bytes | None, stop: threading.Event) -> Iterator[None]:
+    """Yield at each change of the file's content, from `seen` on, until `stop` is set.
 
     The folder is watched, not the file: many editors save by renaming a new file into its place.
     """
     path = path.resolve()
-    seen = read_bytes(path)
 
     def concerns_file(_: Change, changed: str) -> bool:
         return Path(changed).name == path.name

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from dojo.catalogue import Kata
 from dojo.errors import DojoError
+from dojo.files import read_bytes
 from dojo.results import RunResult, Status
 from dojo.runner import Runner
 from dojo.saves import saves
@@ -58,6 +59,8 @@ class Watching:
         self._stop = threading.Event()
         self._running = False
         self._again = False
+        # Read here, before the first run can start: whatever is saved later is a save.
+        self._seen = read_bytes(kata.botched)
 
     def press(self, character: str) -> None:
         """Report a key, from any thread."""
@@ -97,7 +100,7 @@ class Watching:
 
     def follow_saves(self) -> None:
         """Wait for saves until stopped; runs in a thread of its own."""
-        for _ in saves(self._kata.botched, self._stop):
+        for _ in saves(self._kata.botched, self._seen, self._stop):
             self._happened.put(_Saved())
 
     def stop(self) -> None:

@@ -20,6 +20,7 @@ _COMMANDS = (
     "reveal",
     "undo",
     "verify",
+    "watch",
 )
 
 

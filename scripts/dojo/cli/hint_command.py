@@ -20,21 +20,7 @@ def command(project: Project, name: str) -> None:
     """
     kata = catalogue.find(project, name)
     with play.opened(project, kata) as player:
-        gone = _gone(project, player)
-        planted = player.planted()
-        if len(gone) == len(planted):
-            click.echo(f"{kata.name}: no planted bug is left in your file")
-            return
-        attempt = player.attempt()
-        given = player.history.hints(attempt.id)
-        hint = play.next_hint(planted, gone, given)
-        if hint is None:
-            click.echo(f"{kata.name}: no more hints; scripts/reveal.sh {kata.name} tells all")
-            return
-        bug, level = hint
-        player.history.add_hint(attempt.id, bug.id, level)
-        label = f", bug {planted.index(bug) + 1} of {len(planted)}" if len(planted) > 1 else ""
-        click.echo(f"Hint {level + 1} of {len(bug.hints)}{label}: {bug.hints[level]}")
+        click.echo(player.give_hint(_gone(project, player)))
 
 
 def _gone(project: Project, player: Player) -> tuple[str, ...]:

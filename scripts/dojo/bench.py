@@ -1,5 +1,6 @@
 """Times references beside the operators of the libraries they imitate, as ratios in one run."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -49,10 +50,11 @@ def timings(project: Project, kata: Kata) -> Iterator[Timing]:
 
 
 def use_one_thread() -> None:
-    """Keep torch to one thread: ratios on busy cores mean little."""
-    import torch
+    """Keep torch's and numpy's pools to one thread: ratios on busy cores mean little.
 
-    torch.set_num_threads(1)
+    To be called before either is imported, since they size their pools as they load.
+    """
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 
 def startup(project: Project) -> Timing:

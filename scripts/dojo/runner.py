@@ -1,11 +1,8 @@
 """Runs a kata's tests: warm, isolated, with a verdict whatever the code under test does."""
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +11,9 @@ from typing import Any
 
 from dojo import guards
 from dojo.catalogue import Kata
-from dojo.errors import DojoError
 from dojo.project import Project
 from dojo.results import Outcome, RunResult, Status, TestResult, broken, solved
+from dojo.transport import Cold, Transport, Warm
 
 
 @dataclass(frozen=True)
@@ -29,14 +26,19 @@ class Limits:
 
 
 class Runner:
-    """A warm process and the way to talk to it. One run at a time; `cancel` from any thread."""
+    """Runs tests in processes of their own. One run at a time; `cancel` from any thread."""
 
-    def __init__(self, project: Project, limits: Limits | None = None) -> None:
-        """Start the warm process; it gets ready while the caller goes on."""
+    def __init__(
+        self, project: Project, limits: Limits | None = None, warm: bool = hasattr(os, "fork")
+    ) -> None:
+        """Start the warm process; it gets ready while the caller goes on.
+
+        Not `warm`, for where there is no fork: a fresh process for every run, the same results.
+        """
         self._project = project
         self._limits = limits or Limits()
         self._lock = threading.Lock()
-        self._start()
+        self._transport: Transport = Warm(project) if warm else Cold(project)
 
     def __enter__(self) -> "Runner":
         """Return the runner itself."""
@@ -48,7 +50,7 @@ class Runner:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End the warm process."""
+        """End the processes."""
         self.close()
 
     def run(
@@ -78,56 +80,16 @@ class Runner:
             "memory_bytes": self._limits.memory_bytes,
         }
         with self._lock:
-            answer = self._ask(request)
+            answer = self._transport.ask(request)
         return _result(answer, self._limits)
 
     def cancel(self) -> None:
         """Stop the run that is under way, if there is one; it returns as cancelled."""
-        with contextlib.suppress(DojoError):
-            self._send({"cancel": True})
+        self._transport.cancel()
 
     def close(self) -> None:
-        """End the warm process and whatever it runs."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
-
-    def _start(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(self._project.root / "scripts")}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "dojo.warm"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            cwd=self._project.root,
-            # Ctrl-C is for the program in front; it ends the warm process by closing its input.
-            start_new_session=True,
-        )
-        self._ready = False
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        if not self._ready:
-            if b"ready" not in self._process.stdout.readline():
-                raise DojoError("the test runner did not start; scripts/test.sh shows why")
-            self._ready = True
-        self._send(request)
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise DojoError("the test runner ended unexpectedly; run the command again")
-        parsed: dict[str, Any] = json.loads(answer)
-        return parsed
-
-    def _send(self, message: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
-        except (BrokenPipeError, ValueError):  # it died, or was closed by another thread
-            raise DojoError("the test runner has ended; run the command again") from None
+        """End the processes, and whatever they run."""
+        self._transport.close()
 
 
 def _result(answer: dict[str, Any], limits: Limits) -> RunResult:

@@ -7,13 +7,12 @@ It reads one JSON object a line from standard input and answers each on standard
 import gc
 import json
 import os
-import resource
 import select
 import signal
-import sys
 import time
-from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
+
+from dojo import child
 
 _PRELOAD = ("numpy.random", "torch.overrides", "dojo.verdict")
 _CHUNK = 65_536
@@ -22,8 +21,7 @@ _CHUNK = 65_536
 def main() -> None:
     """Serve requests until standard input ends."""
     # What an import prints must not end up among the answers.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    _redirect_output()
+    answers = child.silenced_output()
     for name in _PRELOAD:
         __import__(name)
     import pytest
@@ -37,19 +35,19 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     wake = _wake_on_child_exit()
-    _say(answers, {"ready": True})
+    child.say(answers, {"ready": True})
     while line := _read_line(0):
         request = json.loads(line)
         if "cancel" not in request:  # a cancel that came too late
-            _say(answers, _run(request, wake))
+            child.say(answers, _run(request, wake))
 
 
 def _run(request: dict[str, Any], wake: int) -> dict[str, Any]:
     """Fork, run the request there, and return what came back within the time limit."""
     started = time.monotonic()
     receive, send = os.pipe()
-    child = os.fork()
-    if child == 0:
+    pid = os.fork()
+    if pid == 0:
         os.close(receive)
         _child(request, send)
     os.close(send)
@@ -69,14 +67,14 @@ def _run(request: dict[str, Any], wake: int) -> dict[str, Any]:
         if receive in ready:
             chunk = os.read(receive, _CHUNK)
             received += chunk
-            if not chunk or received.endswith(b'{"end": true}\n'):
+            if not chunk or received.endswith(child.END):
                 break
         if wake in ready:
             os.read(wake, _CHUNK)
-            status = _reap(child, os.WNOHANG)
-    _kill_group(child)
+            status = _reap(pid, os.WNOHANG)
+    _kill_group(pid)
     if status is None:
-        status = _reap(child, 0)
+        status = _reap(pid, 0)
     while select.select([receive], [], [], 0)[0] and (chunk := os.read(receive, _CHUNK)):
         received += chunk
     os.close(receive)
@@ -91,53 +89,11 @@ def _run(request: dict[str, Any], wake: int) -> dict[str, Any]:
 
 
 def _child(request: dict[str, Any], send: int) -> NoReturn:
-    """Run pytest, send its structured results, and end without Python's own farewell."""
     os.setsid()  # a group of its own: what it leaves running is killed with it
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    exit_process = os._exit
     os.dup2(1, 2)  # a crash prints its trace there; the verdict says what happened
-    try:
-        _limit_memory(request["memory_bytes"])
-        os.environ.update(request["environment"])
-        os.chdir(request["root"])
-        sys.path.insert(0, str(Path(request["root"]) / "scripts"))
-        with os.fdopen(send, "w", encoding="utf-8") as results:
-            import pytest
-
-            exit_code = pytest.main(request["arguments"], plugins=[_Sender(results)])
-            _say(results, {"exit": int(exit_code)})
-            _say(results, {"end": True})
-    except BaseException:
-        exit_process(70)
-    exit_process(0)
-
-
-class _Sender:
-    """A pytest plugin that sends each kata test's result as it comes."""
-
-    def __init__(self, results: TextIO) -> None:
-        self._results = results
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if hasattr(report, "kata"):
-            _say(self._results, {"test": report.kata["result"]})
-
-    def pytest_collectreport(self, report: Any) -> None:
-        if report.failed:
-            _say(self._results, {"problem": str(report.longrepr)})
-
-    def pytest_internalerror(self, excrepr: Any) -> None:
-        _say(self._results, {"problem": str(excrepr).strip().splitlines()[-1]})
-
-
-def _limit_memory(extra: int) -> None:
-    """Cap the address space a bit above what the warm process has mapped already."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():  # elsewhere RLIMIT_AS is not kept or cannot be measured
-        mapped = int(statm.read_text().split()[0]) * resource.getpagesize()
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + extra, hard))
+    child.run(request, os.fdopen(send, "w", encoding="utf-8"))
 
 
 def _wake_on_child_exit() -> int:
@@ -149,23 +105,17 @@ def _wake_on_child_exit() -> int:
     return receive
 
 
-def _redirect_output() -> None:
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 1)
-    os.close(nothing)
-
-
-def _kill_group(child: int) -> None:
+def _kill_group(leader: int) -> None:
     for kill in (os.killpg, os.kill):  # the group is there once the child has called setsid
         try:
-            kill(child, signal.SIGKILL)
+            kill(leader, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             continue
 
 
-def _reap(child: int, flags: int) -> int | None:
-    pid, status = os.waitpid(child, flags)
-    return os.waitstatus_to_exitcode(status) if pid else None
+def _reap(pid: int, flags: int) -> int | None:
+    ended, status = os.waitpid(pid, flags)
+    return os.waitstatus_to_exitcode(status) if ended else None
 
 
 def _read_line(descriptor: int) -> bytes:
@@ -176,11 +126,6 @@ def _read_line(descriptor: int) -> bytes:
         if byte == b"\n":
             break
     return bytes(line)
-
-
-def _say(file: TextIO, message: dict[str, Any]) -> None:
-    file.write(json.dumps(message) + "\n")
-    file.flush()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dojo.results import Outcome, Status
+from dojo.runner import Limits, Runner
 
 SHIFT = "\n\ndef shift(x, offset):\n    return x + offset\n"
 # Fails to load where an earlier run left torch or the environment changed.
@@ -126,6 +127,28 @@ def test_a_result_says_what_each_test_did_and_which_text_it_judged(runner, kata)
     assert runner.run(kata, "reference").revision == runner.run(kata).revision
 
 
+def test_a_cold_run_gives_the_same_results(runner, project, kata, tmp_path):
+    path = tmp_path / "solution.py"
+    with Runner(project, Limits(test_seconds=2.0, run_seconds=20.0), warm=False) as cold:
+        for name in ("good", "wrong", "syntax", "loop in a call", "kill -9"):
+            path.write_text(HOSTILE[name][0])
+            results = [runner.run(kata, str(path), seed=1), cold.run(kata, str(path), seed=1)]
+            warm_run, cold_run = [
+                (r.status, r.detail, r.revision, [(t.name, t.outcome, t.message) for t in r.tests])
+                for r in results
+            ]
+            assert warm_run == cold_run
+
+
+def test_a_cold_run_can_be_cancelled(project, kata):
+    kata.botched.write_text(when_loaded("import time; time.sleep(60)"))
+    with Runner(project, Limits(test_seconds=60.0), warm=False) as cold:
+        threading.Timer(1, cold.cancel).start()
+        started = time.monotonic()
+        assert cold.run(kata).status == Status.CANCELLED
+        assert time.monotonic() - started < 10
+
+
 def test_tests_can_be_selected(runner, kata):
     result = runner.run(kata, select=["test_shift"])
     assert [test.name for test in result.tests] == ["test_shift"]
@@ -146,7 +169,7 @@ def test_a_run_can_be_cancelled_and_the_next_one_works(runner, kata):
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts through /proc")
 def test_many_runs_leave_nothing_behind(runner, kata):
     runner.run(kata)
-    server = runner._process.pid
+    server = runner._transport.process.pid
 
     def held():
         children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
@@ -164,4 +187,4 @@ def test_many_runs_leave_nothing_behind(runner, kata):
 def test_closing_ends_the_warm_process(runner, kata):
     runner.run(kata)
     runner.close()
-    assert runner._process.returncode == 0
+    assert runner._transport.process.returncode == 0

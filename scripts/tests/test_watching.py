@@ -118,7 +118,7 @@ def test_a_runner_that_dies_is_reported_and_not_waited_for(project, kata):
     from dojo.errors import DojoError
 
     with Runner(project) as runner:
-        runner._process.kill()
+        runner._transport.process.kill()
         with watching(kata, runner) as watcher, pytest.raises(DojoError, match="test runner"):
             next_of(Judged, watcher.events(0.1))
 

@@ -16,7 +16,7 @@ def cases(reference):
         return lambda: reference.attention_backward(grad_out, q, k, v, causal)
 
     def autograd(causal):
-        # The reference is given no output and computes the weights again: so must autograd.
+        # The reference computes the weights again, as memory-saving kernels do: so must autograd.
         def run():
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
                 out = scaled_dot_product_attention(*leaves, is_causal=causal)
@@ -25,6 +25,7 @@ def cases(reference):
         return run
 
     def backward_alone(causal):
+        # Here autograd has kept the weights.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             out = scaled_dot_product_attention(*leaves, is_causal=causal)
         return lambda: torch.autograd.grad(out, leaves, grad_out, retain_graph=True)

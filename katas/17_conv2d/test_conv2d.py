@@ -1,0 +1,278 @@
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dojo.testing import assert_matches, forbid, gradients, layouts, unchanged
+
+NAMES = ["conv2d_functional", "conv2d"]
+CONVOLUTIONS = [
+    *(f"conv{n}d" for n in (1, 2, 3)),
+    *(f"conv_transpose{n}d" for n in (1, 2, 3)),
+    "conv_tbc",
+    "convolution",
+    "_convolution",
+    "mkldnn_convolution",
+    "thnn_conv2d",
+]
+
+# No pair holds one value twice, and no two options have the same pair.
+KERNELS = [(1, 1), (3, 2), (2, 5)]
+GROUPS = [(1, 3, 5), (2, 3, 5), (3, 2, 5)]  # groups, channels in and out of each
+STRIDES = [1, (2, 3)]
+PADDINGS = [0, (4, 1)]
+DILATIONS = [1, (3, 2)]
+
+
+def arguments(images, kernels, dtype=torch.float64):
+    """Return a random x, weight and bias: `images` is (N, C, H, W), `kernels` (O, C/g, KH, KW).
+
+    Sums in float64 differ by about 1e-15 with the order of their terms, so any algorithm will do.
+    """
+    shapes = (images, kernels, kernels[:1])
+    return tuple(torch.randn(shape, dtype=torch.float64).to(dtype) for shape in shapes)
+
+
+def spelled(**options):
+    """Write options as a call would have them."""
+    return ", ".join(f"{name}={value}" for name, value in options.items())
+
+
+def check_shape(out, expected, behaviour):
+    """Compare a result's shape alone, whatever its values."""
+    actual = tuple(out.shape)
+    assert actual == expected, f"{behaviour}: the shape is {actual}, not {expected}"
+
+
+def check_grid(function, kernel, groups, group_in, group_out, banned=()):
+    """Compare a function with torch's under each stride, padding and dilation."""
+    for dilation, padding, stride in product(DILATIONS, PADDINGS, STRIDES):
+        options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        x, weight, bias = arguments(
+            (4, groups * group_in, 11, 13), (groups * group_out, group_in, *kernel)
+        )
+        with unchanged(x=x, weight=weight, bias=bias), forbid(*banned):
+            actual = function(x, weight, bias, **options)
+        expected = F.conv2d(x, weight, bias, **options)
+        size = "{} x {}".format(*kernel)
+        assert_matches(actual, expected, f"a {size} convolution with {spelled(**options)}")
+
+
+@pytest.mark.parametrize(("groups", "group_in", "group_out"), GROUPS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_functional_matches_torch(impl, kernel, groups, group_in, group_out):
+    check_grid(impl.conv2d_functional, kernel, groups, group_in, group_out)
+
+
+@pytest.mark.parametrize(("groups", "group_in", "group_out"), GROUPS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_conv2d_matches_torch(impl, kernel, groups, group_in, group_out):
+    check_grid(impl.conv2d, kernel, groups, group_in, group_out, banned=CONVOLUTIONS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_defaults(impl, name):
+    x, weight, _ = arguments((2, 3, 7, 10), (5, 3, 4, 2))
+    actual = getattr(impl, name)(x, weight)
+    assert_matches(actual, F.conv2d(x, weight), f"{name} without options")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arguments_by_position(impl, name):
+    x, weight, bias = arguments((2, 6, 11, 13), (10, 3, 4, 2))
+    options = ((3, 1), (1, 2), (2, 3), 2)
+    actual = getattr(impl, name)(x, weight, bias, *options)
+    assert_matches(actual, F.conv2d(x, weight, bias, *options), f"{name} with options by position")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arguments_by_name(impl, name):
+    x, weight, bias = arguments((2, 6, 11, 13), (10, 3, 4, 2))
+    options = {"groups": 2, "dilation": (2, 3), "padding": (1, 2), "stride": (3, 1)}
+    actual = getattr(impl, name)(bias=bias, weight=weight, x=x, **options)
+    assert_matches(actual, F.conv2d(x, weight, bias, **options), f"{name} with options by name")
+
+
+@pytest.mark.parametrize(("option", "value"), [("stride", 3), ("padding", 2), ("dilation", 2)])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_int_holds_for_both_axes(impl, name, option, value):
+    x, weight, bias = arguments((2, 3, 7, 10), (5, 3, 4, 2))
+    actual = getattr(impl, name)(x, weight, bias, **{option: value})
+    expected = F.conv2d(x, weight, bias, **{option: value})
+    assert_matches(actual, expected, f"{name} with {option}={value}")
+
+
+def test_first_tap_meets_the_first_pixel(impl):
+    x = torch.tensor([[[[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0], [9.0, 8.0, 7.0, 6.0]]]])
+    weight = torch.tensor([[[[1.0, 10.0, 100.0], [0.0, 0.0, 1000.0]]]])
+    # Top left: 1*1 + 10*2 + 100*3 + 1000*7.
+    expected = torch.tensor([[[[7321.0, 8432.0], [7765.0, 6876.0]]]])
+    assert_matches(impl.conv2d(x, weight), expected, "a 2 x 3 kernel on a 3 x 4 image, by hand")
+
+
+def test_input_channels_add_up(impl):
+    x, weight, _ = arguments((2, 3, 7, 10), (5, 3, 4, 2))
+    actual = impl.conv2d(x, weight)
+    one_by_one = [impl.conv2d(x[:, c : c + 1], weight[:, c : c + 1]) for c in range(3)]
+    expected = torch.stack(one_by_one).sum(0)
+    assert_matches(actual, expected, "a convolution beside the sum of those of single channels")
+
+
+def test_groups_see_their_own_channels(impl):
+    groups, group_in, group_out = 3, 2, 4
+    x, weight, _ = arguments((2, 6, 5, 7), (12, 2, 1, 1))
+    actual = impl.conv2d(x, weight, groups=groups)
+    for g in range(groups):
+        inputs = slice(g * group_in, (g + 1) * group_in)
+        outputs = slice(g * group_out, (g + 1) * group_out)
+        # A 1 x 1 kernel is a matrix that every pixel is multiplied by.
+        expected = (weight[outputs, :, 0, 0] @ x[:, inputs].flatten(2)).view(2, group_out, 5, 7)
+        which = f"output channels {outputs.start} to {outputs.stop - 1} of a 1 x 1 convolution"
+        assert_matches(
+            actual[:, outputs],
+            expected,
+            f"{which} in 3 groups, which see input channels {inputs.start} to {inputs.stop - 1}",
+        )
+
+
+@pytest.mark.parametrize("group_out", [1, 3])
+def test_one_channel_a_group(impl, group_out):
+    x, weight, bias = arguments((2, 4, 7, 10), (4 * group_out, 1, 3, 2))
+    actual = impl.conv2d(x, weight, bias, groups=4)
+    expected = F.conv2d(x, weight, bias, groups=4)
+    assert_matches(actual, expected, f"4 groups of one input channel, {group_out} out of each")
+
+
+def test_padding_is_zero(impl):
+    x = 1 + torch.rand(2, 1, 3, 5)
+    weight = torch.ones(1, 1, 1, 1)
+    expected = torch.zeros(2, 1, 5, 7)
+    expected[:, :, 1:-1, 1:-1] = x
+    actual = impl.conv2d(x, weight, padding=1)
+    assert_matches(actual, expected, "the image within a border one pixel wide")
+
+
+@pytest.mark.parametrize("padding", [(2, 1), (0, 3)])
+def test_padding_pair_is_height_then_width(impl, padding):
+    x, weight, _ = arguments((2, 1, 3, 5), (1, 1, 1, 1))
+    out = impl.conv2d(x, weight, padding=padding)
+    expected = (2, 1, 3 + 2 * padding[0], 5 + 2 * padding[1])
+    check_shape(out, expected, f"a 1 x 1 kernel on a 3 x 5 image with {padding=}")
+
+
+@pytest.mark.parametrize("stride", [(2, 1), (1, 3), (3, 2)])
+def test_stride_pair_is_height_then_width(impl, stride):
+    x = torch.randn(2, 1, 7, 13)
+    actual = impl.conv2d(x, torch.ones(1, 1, 1, 1), stride=stride)
+    expected = x[:, :, :: stride[0], :: stride[1]]
+    assert_matches(actual, expected, f"the pixels that a 1 x 1 kernel meets with stride={stride}")
+
+
+def test_windows_that_do_not_fit_are_left_out(impl):
+    x, weight, _ = arguments((2, 3, 8, 15), (5, 3, 3, 2))
+    out = impl.conv2d(x, weight, stride=4)
+    # Rows 0 and 4 begin a window of three rows, columns 0, 4, 8 and 12 one of two.
+    check_shape(out, (2, 5, 2, 4), "a 3 x 2 kernel on an 8 x 15 image with stride=4")
+
+
+@pytest.mark.parametrize(("dilation", "size"), [(2, (7, 11)), (3, (5, 10))])
+def test_output_size_under_dilation(impl, dilation, size):
+    x, weight, _ = arguments((2, 3, 11, 13), (5, 3, 3, 2))
+    out = impl.conv2d(x, weight, dilation=dilation)
+    check_shape(out, (2, 5, *size), f"a 3 x 2 kernel on an 11 x 13 image with {dilation=}")
+
+
+@pytest.mark.parametrize(("dilation", "size"), [((2, 3), (7, 10)), ((2, 5), (7, 8))])
+def test_output_size_under_a_pair_of_dilations(impl, dilation, size):
+    x, weight, _ = arguments((2, 3, 11, 13), (5, 3, 3, 2))
+    out = impl.conv2d(x, weight, dilation=dilation)
+    check_shape(out, (2, 5, *size), f"a 3 x 2 kernel on an 11 x 13 image with {dilation=}")
+
+
+@pytest.mark.parametrize("dilation", [(2, 3), (4, 1)])
+def test_last_tap_under_dilation(impl, dilation):
+    x = torch.randn(2, 1, 11, 13)
+    weight = torch.zeros(1, 1, 3, 2)
+    weight[..., -1, -1] = 1.0
+    actual = impl.conv2d(x, weight, dilation=dilation)
+    expected = x[:, :, 2 * dilation[0] :, dilation[1] :]
+    assert_matches(
+        actual, expected, f"the pixels that the last tap of a 3 x 2 kernel meets, {dilation=}"
+    )
+
+
+def test_bias_belongs_to_the_output_channel(impl):
+    _, weight, bias = arguments((2, 6, 5, 7), (4, 3, 3, 2))
+    actual = impl.conv2d(torch.zeros(2, 6, 5, 7, dtype=torch.float64), weight, bias, groups=2)
+    expected = bias.view(1, 4, 1, 1).expand(2, 4, 3, 6)
+    assert_matches(actual, expected, "the convolution of a black image, which is the bias")
+
+
+SIZES = [
+    ("one image", (1, 3, 7, 10), (5, 3, 4, 2), {"stride": 2}),
+    ("an image one pixel wide", (2, 3, 7, 1), (5, 3, 4, 1), {"padding": (2, 0)}),
+    ("a kernel wider than the image", (2, 3, 7, 2), (5, 3, 4, 5), {"padding": (0, 2)}),
+    ("a kernel as large as the image", (2, 3, 4, 7), (5, 3, 4, 7), {"stride": (3, 2)}),
+    ("strides beyond the kernel", (2, 3, 11, 17), (5, 3, 2, 3), {"stride": (4, 5)}),
+    ("padding beyond the kernel", (2, 3, 4, 5), (5, 3, 1, 2), {"padding": (2, 3)}),
+    ("strides beyond the image", (2, 3, 4, 5), (7, 3, 2, 1), {"stride": (8, 9)}),
+]
+
+
+@pytest.mark.parametrize(("what", "images", "kernels", "options"), SIZES, ids=[s[0] for s in SIZES])
+def test_sizes_at_the_limit(impl, what, images, kernels, options):
+    x, weight, bias = arguments(images, kernels)
+    actual = impl.conv2d(x, weight, bias, **options)
+    assert_matches(actual, F.conv2d(x, weight, bias, **options), f"{what}, {spelled(**options)}")
+
+
+@pytest.mark.parametrize("padding", [0, (1, 2)])
+def test_any_memory_layout_of_the_images(impl, padding):
+    x, weight, bias = arguments((2, 6, 7, 10), (4, 3, 3, 2))
+    arranged = [*layouts(x), ("channels-last", x.to(memory_format=torch.channels_last))]
+    arranged.append(("expanded", x[:1].expand(3, -1, -1, -1)))
+    for layout, images in arranged:
+        actual = impl.conv2d(images, weight, bias, padding=padding, groups=2)
+        expected = F.conv2d(images.contiguous(), weight, bias, padding=padding, groups=2)
+        assert_matches(actual, expected, f"images that are {layout} in memory, {padding=}")
+
+
+def test_any_memory_layout_of_the_parameters(impl):
+    x, weight, bias = arguments((2, 6, 7, 10), (4, 3, 3, 2))
+    expected = F.conv2d(x, weight, bias, groups=2)
+    arranged = [*layouts(weight), ("channels-last", weight.to(memory_format=torch.channels_last))]
+    for layout, kernels in arranged:
+        actual = impl.conv2d(x, kernels, bias, groups=2)
+        assert_matches(actual, expected, f"a weight that is {layout} in memory")
+    for layout, offsets in layouts(bias):
+        actual = impl.conv2d(x, weight, offsets, groups=2)
+        assert_matches(actual, expected, f"a bias that is {layout} in memory")
+
+
+# Sums of 18 products of order one. In float32 another algorithm may lose a digit or two; in
+# bfloat16 (steps of 2^-8) each of the partial sums, up to about 10, may be rounded.
+DTYPES = [(torch.float32, 1e-4), (torch.bfloat16, 0.3)]
+
+
+@pytest.mark.parametrize(("dtype", "atol"), DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_dtype_is_kept(impl, name, dtype, atol):
+    x, weight, bias = arguments((2, 6, 7, 10), (4, 3, 3, 2), dtype)
+    actual = getattr(impl, name)(x, weight, bias, padding=(1, 2), groups=2)
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=(1, 2), groups=2)
+    assert_matches(actual, exact.to(dtype), f"{name} in {dtype}", rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_every_input(impl, name):
+    inputs = [t.requires_grad_() for t in arguments((2, 6, 7, 10), (4, 3, 3, 2))]
+    options = {"stride": (1, 2), "padding": (2, 1), "dilation": (2, 3), "groups": 2}
+    out = getattr(impl, name)(*inputs, **options)
+    reference = F.conv2d(*inputs, **options)
+    grad_out = torch.randn_like(reference)
+    assert_matches(out, reference, f"{name} of tensors that require gradients")
+    actual = gradients(out, inputs, grad_out)
+    expected = gradients(reference, inputs, grad_out)
+    for argument, got, wanted in zip(("x", "weight", "bias"), actual, expected, strict=True):
+        assert_matches(got, wanted, f"{name}: the gradient for {argument}")

@@ -14,7 +14,7 @@ from dojo.results import Outcome, RunResult, Status, test_functions
 from dojo.runner import Runner
 
 REFERENCE_SEEDS = 5
-BUG_SEEDS = 3
+BUG_SEEDS = 2
 COMBINATIONS = 20
 LEAST_BUGS = 6
 

@@ -1,0 +1,71 @@
+"""A warm run gives, test by test, what plain pytest gives: for every kata, right and botched."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from dojo import catalogue
+from dojo.project import Project
+from dojo.runner import Limits, Runner
+
+REAL = Project.here()
+SEED = 20
+RECORDER = """
+import json, os
+
+results = {}
+
+def pytest_runtest_logreport(report):
+    if hasattr(report, "kata"):
+        result = report.kata["result"]
+        folder = os.path.basename(report.kata["folder"])
+        results.setdefault(folder, {})[result["name"]] = result["outcome"]
+
+def pytest_sessionfinish():
+    with open(os.environ["RECORD"], "w") as file:
+        json.dump(results, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """A copy of the project in which every kata holds its default bugs, whatever is edited here."""
+    copy = Project(tmp_path_factory.mktemp("project"))
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("scripts/dojo", "katas", "fixtures"):
+        shutil.copytree(REAL.root / name, copy.root / name, ignore=ignore)
+    for name in ("conftest.py", "pyproject.toml"):
+        shutil.copy(REAL.root / name, copy.root / name)
+    for kata in catalogue.load_all(copy):
+        kata.botched.write_text(kata.planted_source(kata.default), encoding="utf-8")
+    return copy
+
+
+@pytest.mark.parametrize("impl", ["reference", "botched"])
+def test_a_warm_run_gives_what_plain_pytest_gives(planted, tmp_path, impl):
+    (tmp_path / "recorder.py").write_text(RECORDER)
+    record = tmp_path / "record.json"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "katas", "-q", "-p", "recorder"),
+            *(f"--impl={impl}", f"--kata-seed={SEED}", "--kata-no-history"),
+        ],
+        cwd=planted.root,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "RECORD": str(record)},
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    plain = json.loads(record.read_text())
+    with Runner(planted, Limits()) as runner:
+        warm = {
+            kata.name: {test.name: str(test.outcome) for test in runner.run(kata, impl, SEED).tests}
+            for kata in catalogue.load_all(planted)
+        }
+    assert plain.keys() == warm.keys()
+    for name, results in plain.items():
+        assert warm[name] == results, name
+        assert ("failed" in results.values()) == (impl == "botched")

@@ -1,5 +1,7 @@
 """The forward pass of an MLP of three layers, beside torch's own modules."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -11,7 +13,7 @@ WIDTHS = (256, 1024, 1024, 128)
 def cases(reference):
     """Return the workloads: 128 examples, float32."""
     x = torch.randn(128, WIDTHS[0])
-    linears = [nn.Linear(*sizes) for sizes in zip(WIDTHS, WIDTHS[1:], strict=False)]
+    linears = [nn.Linear(*sizes) for sizes in pairwise(WIDTHS)]
     model = nn.Sequential(linears[0], nn.ReLU(), linears[1], nn.ReLU(), linears[2])
     weights = [layer.weight.detach() for layer in linears]
     biases = [layer.bias.detach() for layer in linears]

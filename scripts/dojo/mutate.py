@@ -73,7 +73,7 @@ def judge(kata: Kata, pool: Pool) -> Iterator[Judged]:
                 return Judged(mutant, "caught")
             if result.status is Status.BROKEN:
                 return Judged(mutant, "invalid")
-            known = (mutant.before, mutant.after) in equivalent
+            known = (mutant.before.strip(), mutant.after.strip()) in equivalent
             return Judged(mutant, "equivalent" if known else "survived")
 
         yield from pool.map(work, enumerate(mutants(kata.correct_source)))

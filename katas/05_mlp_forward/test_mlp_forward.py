@@ -1,0 +1,245 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from dojo.testing import assert_matches, forbid, gradients, layouts, unchanged
+
+BOTH = ["mlp_functional", "mlp"]
+BANNED = ("linear", "bilinear", "addmm", "addmm_", "addmv", "addmv_", "baddbmm", "addbmm")
+# No two widths are equal, and none is the size of a leading axis. First the widths, input to
+# output, then the leading axes.
+CASES = [
+    ((5, 7, 3), (4,)),
+    ((5, 7, 3), ()),
+    ((5, 7, 3), (1,)),
+    ((6, 9, 8, 3), (2, 4)),
+    ((4, 1, 6), (5,)),
+    ((1, 8, 5, 7, 2), (3, 1, 4)),
+    ((7, 3), (4,)),
+    ((7, 1), (2, 4)),
+    ((5, 7, 3), (0,)),
+]
+# Where every size is the same, wrong axes raise no error: they show in the numbers alone.
+SQUARES = [((4, 4), (4,)), ((4, 4, 4), (4,)), ((3, 3, 3, 3), (3, 3)), ((5, 5, 5, 5, 5), (2, 5))]
+
+
+def network(widths, dtype=torch.float32):
+    """Parameters of a size that keeps activations near one, biases as large as the products."""
+    weights = [torch.randn(out, in_).to(dtype) / in_**0.5 for in_, out in pairwise(widths)]
+    return weights, [torch.randn(out).to(dtype) for out in widths[1:]]
+
+
+def oracle(x, weights, biases):
+    """Torch's own layers with these parameters, differentiable."""
+    layers = []
+    for weight, bias in zip(weights, biases, strict=True):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+        # As attributes and not as parameters, so that autograd reaches the originals.
+        del layer.weight, layer.bias
+        layer.weight, layer.bias = weight, bias
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])(x)
+
+
+def diagonal(*factors):
+    return torch.diag(torch.tensor(factors))
+
+
+def check(impl, name, widths, lead):
+    weights, biases = network(widths)
+    x = torch.randn(*lead, widths[0])
+    expected = oracle(x, weights, biases)
+    actual = getattr(impl, name)(x, weights, biases)
+    assert_matches(actual, expected, f"{name} of widths {widths} for x of shape {tuple(x.shape)}")
+
+
+@pytest.mark.parametrize(("widths", "lead"), CASES)
+def test_functional_matches_torch(impl, widths, lead):
+    check(impl, "mlp_functional", widths, lead)
+
+
+@pytest.mark.parametrize(("widths", "lead"), CASES)
+def test_mlp_matches_torch(impl, widths, lead):
+    check(impl, "mlp", widths, lead)
+
+
+@pytest.mark.parametrize(("widths", "lead"), SQUARES)
+@pytest.mark.parametrize("name", BOTH)
+def test_square_layers_match_torch(impl, name, widths, lead):
+    check(impl, name, widths, lead)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_one_output_sees_one_row_of_the_weight(impl, name):
+    weight = torch.tensor([[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]])
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    expected = torch.tensor([[1.0, 10.0, 100.0], [2.0, 20.0, 200.0]])
+    actual = getattr(impl, name)(x, [weight], [torch.zeros(3)])
+    assert_matches(
+        actual, expected, f"{name} of (1, 0) and (0, 1), weight {weight.tolist()}, no bias"
+    )
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_square_weight_is_not_symmetric(impl, name):
+    weight = torch.tensor([[1.0, 2.0], [30.0, 40.0]])
+    actual = getattr(impl, name)(torch.tensor([[1.0, 0.0]]), [weight], [torch.zeros(2)])
+    expected = torch.tensor([[1.0, 30.0]])
+    assert_matches(actual, expected, f"{name} of (1, 0), weight {weight.tolist()}, no bias")
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("lead", [(3,), (5,), (2, 3)])
+def test_bias_belongs_to_the_features(impl, name, lead):
+    # With a zero weight every row of the output is the bias, also where rows are as many as it.
+    bias = torch.tensor([1.0, 2.0, 4.0])
+    actual = getattr(impl, name)(torch.randn(*lead, 6), [torch.zeros(3, 6)], [bias])
+    assert_matches(actual, bias.expand(*lead, 3), f"{name} with a zero weight, leading axes {lead}")
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_output_may_be_negative(impl, name):
+    x = torch.tensor([[1.0, 3.0], [2.0, 0.5]])
+    expected = torch.tensor([[-1.0, -9.0], [-2.0, -1.5]])
+    actual = getattr(impl, name)(x, [diagonal(-1.0, -3.0)], [torch.zeros(2)])
+    assert_matches(actual, expected, f"{name} of one layer whose output is negative")
+    hidden = [diagonal(1.0, 1.0), diagonal(-1.0, -3.0)]
+    actual = getattr(impl, name)(x, hidden, [torch.zeros(2)] * 2)
+    assert_matches(actual, expected, f"{name} of two layers whose output is negative")
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_relu_stands_between_the_layers(impl, name):
+    # The first layer changes signs, and the second leaves all as it is: relu(-x).
+    x = torch.tensor([[1.0, -3.0], [-2.0, 0.5]])
+    expected = torch.tensor([[0.0, 3.0], [2.0, 0.0]])
+    weights = [diagonal(-1.0, -1.0), diagonal(1.0, 1.0)]
+    actual = getattr(impl, name)(x, weights, [torch.zeros(2)] * 2)
+    assert_matches(actual, expected, f"{name} of layers that give relu(-x)")
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_every_hidden_layer_has_a_relu(impl, name):
+    # Each layer changes signs: relu(-relu(-relu(-x))) is zero, and so is relu after any two.
+    x = torch.tensor([[1.0, -3.0, 2.0]])
+    weights = [diagonal(-1.0, -1.0, -1.0)] * 2 + [diagonal(1.0, 1.0, 1.0)]
+    actual = getattr(impl, name)(x, weights, [torch.zeros(3)] * 3)
+    assert_matches(actual, torch.zeros(1, 3), f"{name} of layers that give relu(-relu(-x))")
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_negative_inputs_count(impl, name):
+    # The bias lifts all hidden units above zero, so ReLU changes nothing: x + 10 comes out.
+    x = torch.tensor([[-1.0, -3.0], [-2.0, 0.5], [4.0, -5.0]])
+    weights = [diagonal(1.0, 1.0), diagonal(1.0, 1.0)]
+    actual = getattr(impl, name)(x, weights, [torch.full((2,), 10.0), torch.zeros(2)])
+    assert_matches(actual, x + 10, f"{name} of layers that give relu(x + 10)")
+
+
+def test_functional_relu_sees_the_bias(impl):
+    # relu(x - 2), not relu(x) - 2.
+    x = torch.tensor([[1.0, 3.0, -4.0]])
+    eye = diagonal(1.0, 1.0, 1.0)
+    biases = [torch.full((3,), -2.0), torch.zeros(3)]
+    actual = impl.mlp_functional(x, [eye, eye], biases)
+    expected = torch.tensor([[0.0, 1.0, 0.0]])
+    assert_matches(actual, expected, "mlp_functional of layers that give relu(x - 2)")
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_every_layer_counts(impl, name):
+    # Layers that scale by 2, 3, 5 and 7.
+    x = torch.tensor([[1.0, 10.0], [4.0, 0.5], [2.0, 3.0]])
+    weights = [diagonal(factor, factor) for factor in (2.0, 3.0, 5.0, 7.0)]
+    actual = getattr(impl, name)(x, weights, [torch.zeros(2)] * 4)
+    assert_matches(actual, 210 * x, f"{name} of layers that scale by 2, 3, 5 and 7")
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_lists_are_left_alone(impl, name):
+    weights, biases = network((5, 7, 3))
+    kept = [*weights], [*biases]
+    getattr(impl, name)(torch.randn(4, 5), weights, biases)
+    for what, now, before in zip(("weights", "biases"), (weights, biases), kept, strict=True):
+        same = len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
+        assert same, f"{name} changes the list of {what}: it had {len(before)}, it has {len(now)}"
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("widths", [(6, 9, 8, 3), (7, 3)])
+def test_parameters_are_left_alone(impl, name, widths):
+    weights, biases = network(widths)
+    named = {f"weights[{i}]": weight for i, weight in enumerate(weights)}
+    named |= {f"biases[{i}]": bias for i, bias in enumerate(biases)}
+    with unchanged(**named):
+        # Lists of its own: what becomes of them is another test's business.
+        getattr(impl, name)(torch.randn(4, widths[0]), [*weights], [*biases])
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("widths", [(5, 7, 3), (7, 3)])
+def test_x_is_left_alone(impl, name, widths):
+    weights, biases = network(widths)
+    x = torch.randn(4, widths[0])
+    with unchanged(x=x):
+        getattr(impl, name)(x, weights, biases)
+
+
+def test_mlp_is_from_scratch(impl):
+    weights, biases = network((6, 9, 8, 3))
+    with forbid(*BANNED):
+        impl.mlp(torch.randn(2, 4, 6), weights, biases)
+    with forbid(*BANNED):
+        impl.mlp(torch.randn(6), weights[:1], biases[:1])
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_any_memory_layout(impl, name):
+    weights, biases = network((5, 7, 3))
+    for layout, x in layouts(torch.randn(2, 4, 5)):
+        expected = oracle(x, weights, biases)
+        actual = getattr(impl, name)(x, weights, biases)
+        assert_matches(actual, expected, f"{name} of an x that is {layout}")
+    x = torch.randn(4, 5)
+    expected = oracle(x, weights, biases)
+    for layout, weight in layouts(weights[0]):
+        actual = getattr(impl, name)(x, [weight, weights[1]], biases)
+        assert_matches(actual, expected, f"{name} with a weight that is {layout}")
+
+
+# Three layers' rounding, of numbers up to about five.
+DTYPES = [(torch.float64, 1e-12, 1e-12), (torch.bfloat16, 5e-2, 1e-1)]
+
+
+@pytest.mark.parametrize(("dtype", "rtol", "atol"), DTYPES)
+@pytest.mark.parametrize("name", BOTH)
+def test_dtype_is_kept(impl, name, dtype, rtol, atol):
+    weights, biases = network((6, 9, 8, 3), dtype)
+    x = torch.randn(2, 4, 6).to(dtype)
+    exact = oracle(x.double(), [w.double() for w in weights], [b.double() for b in biases])
+    actual = getattr(impl, name)(x, weights, biases)
+    assert_matches(actual, exact.to(dtype), f"{name} in {dtype}", rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_autograd_reaches_every_parameter(impl, name):
+    weights, biases = network((6, 9, 8, 3), torch.float64)
+    x = torch.randn(2, 4, 6, dtype=torch.float64)
+    inputs = [tensor.requires_grad_() for tensor in (x, *weights, *biases)]
+    grad_out = torch.randn(2, 4, 3, dtype=torch.float64)
+    actual = gradients(getattr(impl, name)(x, [*weights], [*biases]), inputs, grad_out)
+    expected = gradients(oracle(x, weights, biases), inputs, grad_out)
+    names = ["x", *(f"weights[{i}]" for i in range(3)), *(f"biases[{i}]" for i in range(3))]
+    for which, got, wanted in zip(names, actual, expected, strict=True):
+        assert_matches(got, wanted, f"the gradient through {name} for {which}")
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_arguments_by_keyword(impl, name):
+    weights, biases = network((5, 7, 3))
+    x = torch.randn(4, 5)
+    expected = oracle(x, weights, biases)
+    actual = getattr(impl, name)(x=x, weights=weights, biases=biases)
+    assert_matches(actual, expected, f"{name} with its arguments by keyword")

@@ -1,0 +1,302 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dojo.testing import assert_matches, forbid, gradients, layouts, unchanged
+
+# Rows and classes never agree in number, so that a swapped axis cannot hide.
+SHAPES = [(6, 4), (3, 9), (1, 5), (8, 1)]
+SMOOTHING = [0.0, 0.15, 1.0]
+BANNED = ("cross_entropy", "cross_entropy_loss", "nll_loss", "nll_loss_nd")
+AUTOGRAD = ("grad", "backward")
+# An absolute tolerance for several roundings of probabilities up to one and of logits up to about
+# ten, and a relative one for the loss, a sum of rows.
+DTYPES = [
+    (torch.float64, 1e-12, 0),
+    (torch.float32, 1e-5, 1e-5),
+    (torch.float16, 1e-2, 4e-3),
+    (torch.bfloat16, 6e-2, 3e-2),
+]
+
+
+def batch(n, c, dtype=torch.float32):
+    """Return logits spread widely enough that no row is near uniform, and targets, all valid."""
+    logits = (3 * torch.randn(n, c, dtype=torch.float64)).to(dtype)
+    return logits, torch.randint(c, (n,))
+
+
+def batch_with_ignored(ignore_index=-100):
+    """Return logits (9, 4), targets and the rows that count, whose targets are 1 and 3 alone."""
+    logits = 3 * torch.randn(9, 4)
+    targets = torch.tensor([0, 3, 1, 0, 1, 1, 3, 0, 0])
+    kept = torch.tensor([1, 2, 4, 5, 6])
+    targets[[0, 3, 7, 8]] = ignore_index
+    return logits, targets, kept
+
+
+def exact_loss(logits, targets, *args, **kwargs):
+    """Return PyTorch's loss, computed in float64 and in the dtype of the logits."""
+    return F.cross_entropy(logits.double(), targets, *args, **kwargs).to(logits.dtype)
+
+
+def exact_gradient(logits, targets, **kwargs):
+    """Return autograd's gradient of PyTorch's loss, computed in float64, in the logits' dtype."""
+    leaf = logits.detach().double().requires_grad_()
+    (grad,) = torch.autograd.grad(F.cross_entropy(leaf, targets, **kwargs), leaf)
+    return grad.to(logits.dtype)
+
+
+# The loss.
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+@pytest.mark.parametrize(("n", "c"), SHAPES)
+def test_loss_matches_torch(impl, n, c, smoothing):
+    logits, targets = batch(n, c)
+    with unchanged(logits=logits, targets=targets), forbid(*BANNED):
+        actual = impl.cross_entropy(logits, targets, label_smoothing=smoothing)
+    expected = exact_loss(logits, targets, label_smoothing=smoothing)
+    assert_matches(actual, expected, f"the loss of ({n}, {c}) logits, smoothing {smoothing}")
+
+
+def test_loss_of_known_probabilities(impl):
+    # The true class has probability 1/2: its surprise is log 2.
+    logits = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    actual = impl.cross_entropy(logits, torch.tensor([0]))
+    assert_matches(actual, torch.tensor(math.log(2)), "the loss when the true class has p = 1/2")
+
+
+def test_smoothed_loss_of_known_probabilities(impl):
+    # 0.7 for the surprise log 2 of the true class, 0.1 for each of log 2, 2 log 2 and 2 log 2.
+    logits = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    actual = impl.cross_entropy(logits, torch.tensor([0]), label_smoothing=0.3)
+    expected = torch.tensor(1.2 * math.log(2))
+    assert_matches(actual, expected, "the loss for p = (1/2, 1/4, 1/4) with smoothing 0.3")
+
+
+def test_confident_and_right_costs_nothing(impl):
+    _, targets = batch(6, 4)
+    logits = 40.0 * F.one_hot(targets, 4)
+    actual = impl.cross_entropy(logits, targets)
+    assert_matches(actual, torch.tensor(0.0), "the loss when every true class leads by 40")
+
+
+def test_confident_and_wrong_costs_its_lead(impl):
+    logits = torch.tensor([[60.0, 0.0, 1.0], [0.0, 90.0, 2.0]])
+    actual = impl.cross_entropy(logits, torch.tensor([1, 0]))
+    assert_matches(actual, torch.tensor(75.0), "the loss of true classes 60 and 90 behind")
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+def test_ignored_rows_may_as_well_be_removed(impl, smoothing):
+    logits, targets, kept = batch_with_ignored()
+    actual = impl.cross_entropy(logits, targets, label_smoothing=smoothing)
+    expected = impl.cross_entropy(logits[kept], targets[kept], label_smoothing=smoothing)
+    assert_matches(
+        actual,
+        expected.clone(),
+        f"the loss of 9 rows, 4 of them ignored, beside that of the other 5, smoothing {smoothing}",
+    )
+
+
+def test_logits_of_ignored_rows_do_not_matter(impl):
+    logits, targets, kept = batch_with_ignored()
+    before = impl.cross_entropy(logits, targets, label_smoothing=0.15).clone()
+    other = 50 * torch.randn(9, 4)
+    other[kept] = logits[kept]
+    after = impl.cross_entropy(other, targets, label_smoothing=0.15)
+    assert_matches(after, before, "the smoothed loss once the logits of ignored rows have changed")
+
+
+# As an index, -1 is the last class and 1000 is far outside.
+@pytest.mark.parametrize("ignore_index", [-1, 1000])
+def test_another_ignore_index(impl, ignore_index):
+    logits, targets, kept = batch_with_ignored(ignore_index)
+    actual = impl.cross_entropy(logits, targets, ignore_index=ignore_index)
+    expected = impl.cross_entropy(logits[kept], targets[kept])
+    what = f"the loss with ignore_index={ignore_index}, beside that without these rows"
+    assert_matches(actual, expected.clone(), what)
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING[:2])
+def test_a_class_can_be_ignored(impl, smoothing):
+    logits, targets, kept = batch_with_ignored(2)
+    actual = impl.cross_entropy(logits, targets, 2, smoothing)
+    expected = impl.cross_entropy(logits[kept], targets[kept], 2, smoothing)
+    what = f"the loss with ignore_index=2, a class, and smoothing {smoothing}, beside without"
+    assert_matches(actual, expected.clone(), what)
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 0])
+def test_loss_with_ignored_rows_matches_torch(impl, ignore_index):
+    logits, targets, _ = batch_with_ignored(ignore_index)
+    with unchanged(logits=logits, targets=targets), forbid(*BANNED):
+        actual = impl.cross_entropy(logits, targets, ignore_index, 0.15)
+    expected = exact_loss(logits, targets, ignore_index=ignore_index, label_smoothing=0.15)
+    assert_matches(actual, expected, f"the smoothed loss with ignore_index={ignore_index}")
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING[:2])
+def test_loss_is_nan_if_all_rows_are_ignored(impl, smoothing):
+    logits, _ = batch(3, 4)
+    actual = impl.cross_entropy(logits, torch.full((3,), -100), label_smoothing=smoothing)
+    assert_matches(actual, torch.tensor(torch.nan), "the loss when every row is ignored")
+
+
+# Logits near 10,000 have steps of 0.001 in float32, and a log-probability that is a difference of
+# such numbers is as exact as those.
+@pytest.mark.parametrize("smoothing", SMOOTHING[:2])
+@pytest.mark.parametrize("level", [1e4, -1e4])
+def test_loss_of_extreme_logits(impl, level, smoothing):
+    logits, targets = batch(6, 4)
+    logits += level
+    actual = impl.cross_entropy(logits, targets, label_smoothing=smoothing)
+    expected = exact_loss(logits, targets, label_smoothing=smoothing)
+    assert_matches(actual, expected, f"the loss of logits near {level:,.0f}", atol=3e-3)
+
+
+def test_loss_of_logits_far_apart(impl):
+    logits = torch.tensor([[1e4, 0.0, -1e4], [-1e4, -9e3, 0.0], [2e4, 1e4, 3e4]])
+    targets = torch.tensor([2, 1, 2])
+    actual = impl.cross_entropy(logits, targets, label_smoothing=0.15)
+    expected = exact_loss(logits, targets, label_smoothing=0.15)
+    assert_matches(actual, expected, "the loss of logits 10,000 apart", rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "atol", "rtol"), DTYPES)
+def test_loss_keeps_the_dtype(impl, dtype, atol, rtol):
+    logits, targets = batch(6, 4, dtype)
+    actual = impl.cross_entropy(logits, targets, label_smoothing=0.15)
+    expected = exact_loss(logits, targets, label_smoothing=0.15)
+    assert_matches(actual, expected, f"the loss in {dtype}", rtol=rtol, atol=atol)
+
+
+def test_loss_of_any_memory_layout(impl):
+    original, targets = batch(6, 4)
+    strided = torch.stack([targets, targets.flip(0)], dim=1)[:, 0]
+    for layout, logits in layouts(original):
+        actual = impl.cross_entropy(logits, strided)
+        assert_matches(actual, exact_loss(logits, targets), f"the loss of logits, {layout}")
+    row = original[:1].expand(6, 4)
+    assert_matches(impl.cross_entropy(row, targets), exact_loss(row, targets), "the loss, expanded")
+
+
+def test_autograd_through_the_loss(impl):
+    logits, targets, _ = batch_with_ignored()
+    leaf = logits.clone().requires_grad_()
+    loss = impl.cross_entropy(leaf, targets, label_smoothing=0.15)
+    assert loss.requires_grad, "autograd can not go back through the loss"
+    (actual,) = gradients(loss, [leaf], torch.tensor(1.0))
+    expected = exact_gradient(logits, targets, label_smoothing=0.15)
+    assert_matches(actual, expected, "autograd's gradient of this loss, beside that of PyTorch's")
+
+
+# The gradient.
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+@pytest.mark.parametrize(("n", "c"), SHAPES)
+def test_gradient_matches_autograd(impl, n, c, smoothing):
+    logits, targets = batch(n, c)
+    with unchanged(logits=logits, targets=targets), forbid(*BANNED, *AUTOGRAD):
+        actual = impl.cross_entropy_backward(logits, targets, label_smoothing=smoothing)
+    expected = exact_gradient(logits, targets, label_smoothing=smoothing)
+    assert_matches(actual, expected, f"the gradient of ({n}, {c}) logits, smoothing {smoothing}")
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+def test_gradient_of_a_row_sums_to_zero(impl, smoothing):
+    # A shift of all logits of a row changes no probability.
+    logits, targets = batch(6, 4, torch.float64)
+    sums = impl.cross_entropy_backward(logits, targets, label_smoothing=smoothing).sum(1)
+    what = f"the sum of each row's gradient, smoothing {smoothing}"
+    assert_matches(sums, torch.zeros(6, dtype=torch.float64), what)
+
+
+def test_gradient_of_known_probabilities(impl):
+    logits = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    actual = impl.cross_entropy_backward(logits, torch.tensor([0]))
+    expected = torch.tensor([[-0.5, 0.25, 0.25]])
+    assert_matches(actual, expected, "the gradient for p = (1/2, 1/4, 1/4), the first being true")
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+def test_ignored_rows_get_no_gradient(impl, smoothing):
+    logits, targets, kept = batch_with_ignored()
+    actual = impl.cross_entropy_backward(logits, targets, label_smoothing=smoothing).clone()
+    actual[kept] = 0
+    assert_matches(
+        actual,
+        torch.zeros(9, 4),
+        f"the gradient of ignored rows (the others cut out), smoothing {smoothing}",
+    )
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+def test_other_rows_get_the_same_gradient_without_ignored_ones(impl, smoothing):
+    logits, targets, kept = batch_with_ignored()
+    actual = impl.cross_entropy_backward(logits, targets, label_smoothing=smoothing)[kept]
+    expected = impl.cross_entropy_backward(logits[kept], targets[kept], label_smoothing=smoothing)
+    assert_matches(
+        actual,
+        expected.clone(),
+        f"the gradient of 5 rows beside 4 ignored ones, and without those, smoothing {smoothing}",
+    )
+
+
+@pytest.mark.parametrize("ignore_index", [-100, -1, 0, 2, 1000])
+def test_gradient_with_any_ignore_index(impl, ignore_index):
+    logits, targets, _ = batch_with_ignored(ignore_index)
+    with unchanged(logits=logits, targets=targets), forbid(*BANNED, *AUTOGRAD):
+        actual = impl.cross_entropy_backward(logits, targets, ignore_index, 0.15)
+    expected = exact_gradient(logits, targets, ignore_index=ignore_index, label_smoothing=0.15)
+    assert_matches(actual, expected, f"the gradient with ignore_index={ignore_index}")
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING[:2])
+def test_gradient_is_zero_if_all_rows_are_ignored(impl, smoothing):
+    logits, _ = batch(3, 4)
+    targets = torch.full((3,), -100)
+    actual = impl.cross_entropy_backward(logits, targets, label_smoothing=smoothing)
+    assert_matches(actual, torch.zeros(3, 4), "the gradient when every row is ignored")
+
+
+# Here a probability is exp of a difference of numbers near 10,000: see above.
+@pytest.mark.parametrize("level", [1e4, -1e4])
+def test_gradient_of_extreme_logits(impl, level):
+    logits, targets = batch(6, 4)
+    logits += level
+    actual = impl.cross_entropy_backward(logits, targets, label_smoothing=0.15)
+    expected = exact_gradient(logits, targets, label_smoothing=0.15)
+    assert_matches(actual, expected, f"the gradient of logits near {level:,.0f}", atol=3e-3)
+
+
+def test_gradient_of_logits_far_apart(impl):
+    logits = torch.tensor([[1e4, 0.0, -1e4], [-1e4, -9e3, 0.0], [2e4, 1e4, 3e4]])
+    targets = torch.tensor([2, 1, 2])
+    actual = impl.cross_entropy_backward(logits, targets, label_smoothing=0.15)
+    expected = exact_gradient(logits, targets, label_smoothing=0.15)
+    assert_matches(actual, expected, "the gradient of logits 10,000 apart")
+
+
+@pytest.mark.parametrize(("dtype", "atol", "rtol"), DTYPES)
+def test_gradient_keeps_the_dtype(impl, dtype, atol, rtol):
+    logits, targets = batch(6, 4, dtype)
+    actual = impl.cross_entropy_backward(logits, targets, label_smoothing=0.15)
+    expected = exact_gradient(logits, targets, label_smoothing=0.15)
+    # A gradient is a probability divided by the six rows.
+    assert_matches(actual, expected, f"the gradient in {dtype}", rtol=rtol, atol=atol / 6)
+
+
+def test_gradient_of_any_memory_layout(impl):
+    original, targets = batch(6, 4)
+    strided = torch.stack([targets, targets.flip(0)], dim=1)[:, 0]
+    expected = exact_gradient(original, targets)
+    for layout, logits in layouts(original):
+        actual = impl.cross_entropy_backward(logits, strided)
+        assert_matches(actual, expected, f"the gradient for logits, {layout}")
+    row = original[:1].expand(6, 4)
+    actual = impl.cross_entropy_backward(row, targets)
+    assert_matches(actual, exact_gradient(row.clone(), targets), "the gradient for expanded logits")

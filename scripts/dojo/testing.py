@@ -41,10 +41,11 @@ def assert_matches(
     if not isinstance(actual, Tensor):
         pytest.fail(f"{behaviour}: got {type(actual).__name__}, not a tensor", pytrace=False)
     got, wanted = tuple(actual.shape), tuple(expected.shape)
-    assert got == wanted, f"{behaviour}: the shape is {got}, not {wanted}"
-    assert actual.dtype == expected.dtype, (
-        f"{behaviour}: the dtype is {actual.dtype}, not {expected.dtype}"
-    )
+    if got != wanted:
+        pytest.fail(f"{behaviour}: the shape is {got}, not {wanted}", pytrace=False)
+    if actual.dtype != expected.dtype:
+        message = f"{behaviour}: the dtype is {actual.dtype}, not {expected.dtype}"
+        pytest.fail(message, pytrace=False)
     default_rtol, default_atol = TOLERANCES.get(expected.dtype, (0.0, 0.0))
     rtol = default_rtol if rtol is None else rtol
     atol = default_atol if atol is None else atol
@@ -58,10 +59,14 @@ def assert_matches(
     index = tuple(int(i) for i in np.unravel_index(worst, expected.shape))
     pytest.fail(
         f"{behaviour}: {int((~close).sum())} of {close.numel()} values are wrong; "
-        f"at {index} it is {actual[index].item():.6g}, not {expected[index].item():.6g} "
+        f"at {index} it is {_number(actual[index])}, not {_number(expected[index])} "
         f"(rtol {rtol:g}, atol {atol:g})",
         pytrace=False,
     )
+
+
+def _number(x: Tensor) -> str:
+    return f"{x.item():.6g}" if x.is_floating_point() else str(x.item())
 
 
 def layouts(x: Tensor) -> Iterator[tuple[str, Tensor]]:

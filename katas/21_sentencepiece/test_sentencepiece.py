@@ -1,0 +1,449 @@
+import copy
+import random
+from itertools import pairwise
+
+import pytest
+
+from dojo.testing import golden
+
+# What the library does with models of its own; fixtures/make_sentencepiece.py says how.
+GOLDEN = golden("sentencepiece.json")
+BPE_MODELS = [name for name, model in GOLDEN["models"].items() if model["kind"] == "bpe"]
+UNIGRAM_MODELS = [name for name, model in GOLDEN["models"].items() if model["kind"] == "unigram"]
+ENCODERS = ["encode_bpe", "encode_unigram"]
+
+BYTES = {f"<0x{byte:02X}>": 0.0 for byte in range(256)}
+LETTERS = {"▁": -3.0, "a": -4.0, "b": -5.0, "c": -6.0}
+
+
+def assert_pieces(actual, expected, behaviour):
+    """Compare pieces; a failure shows them from the first difference on."""
+    assert isinstance(actual, list), f"{behaviour}: got {type(actual).__name__}, not a list"
+    if actual == expected:
+        return
+    pairs = zip(actual, expected, strict=False)
+    start = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(actual), len(expected)))
+
+    def shown(pieces):
+        rest = pieces[start:]
+        return " ".join(map(repr, rest[:6])) + " ..." * (len(rest) > 6) or "the end"
+
+    pytest.fail(
+        f"{behaviour}: from piece {start} on it is {shown(actual)}; expected {shown(expected)}",
+        pytrace=False,
+    )
+
+
+def assert_cut(impl, encoder, text, pieces, expected):
+    """Encode a text; `expected` is the text cut by | into pieces."""
+    actual = getattr(impl, encoder)(text, pieces)
+    assert_pieces(actual, expected.split("|") if expected else [], f"{encoder}({text!r})")
+
+
+def assert_text(actual, expected, behaviour):
+    """Compare texts; a failure shows both from a little before the first difference on."""
+    assert isinstance(actual, str), f"{behaviour}: got {type(actual).__name__}, not a string"
+    if actual == expected:
+        return
+    pairs = zip(actual, expected, strict=False)
+    start = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(actual), len(expected)))
+    around = slice(max(0, start - 10), start + 20)
+    pytest.fail(
+        f"{behaviour}: from character {start} on the text differs: ...{actual[around]!a}...; "
+        f"expected ...{expected[around]!a}...",
+        pytrace=False,
+    )
+
+
+def random_text(length):
+    """Return words of few letters with runs of spaces, also at the ends."""
+    return "".join(random.choice("aaabbc ") * random.choice([1, 1, 1, 2, 5]) for _ in range(length))
+
+
+def random_pieces(text, count, whole_scores):
+    """Return the letters and `count` pieces cut out of the text; whole scores often tie."""
+    text = " " + text
+    pieces = set(LETTERS)
+    for _ in range(count):
+        start = random.randrange(len(text))
+        pieces.add(text[start : start + random.randrange(2, 7)].replace(" ", "▁"))
+    return {p: -random.randrange(5) if whole_scores else random.uniform(-9, -1) for p in pieces}
+
+
+# What both encoders do with the text
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a", "▁|a"), ("a b", "▁|a|▁|b"), ("a  b   c", "▁|a|▁|▁|b|▁|▁|▁|c"), ("a ", "▁|a|▁")],
+)
+def test_one_space_is_put_before_the_text(impl, encoder, text, expected):
+    assert_cut(impl, encoder, text, LETTERS, expected)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    ("text", "expected"), [(" ", "▁|▁"), (" a", "▁|▁|a"), ("   a", "▁|▁|▁|▁|a")]
+)
+def test_a_text_that_starts_with_a_space_gets_another(impl, encoder, text, expected):
+    assert_cut(impl, encoder, text, LETTERS, expected)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_nothing_is_put_before_a_line(impl, encoder):
+    pieces = LETTERS | {"\n": -7.0, "\r": -8.0, "\x0b": -8.5}
+    assert_cut(impl, encoder, "a\nb\n\nc", pieces, "▁|a|\n|b|\n|\n|c")
+    assert_cut(impl, encoder, "\r\na\x0bb", pieces, "▁|\r|\n|a|\x0b|b")
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_empty_text_has_no_pieces(impl, encoder):
+    assert_cut(impl, encoder, "", LETTERS, "")
+    assert_cut(impl, encoder, "", {"a": -1.0} | BYTES, "")
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_space_before_the_text_may_be_part_of_a_piece(impl, encoder):
+    pieces = LETTERS | {"▁a": -1.0, "▁▁": -1.5}
+    assert_cut(impl, encoder, "a", pieces, "▁a")
+    assert_cut(impl, encoder, "b a", pieces, "▁|b|▁a")
+    assert_cut(impl, encoder, " b", pieces, "▁▁|b")
+
+
+def test_the_two_families_differ_as_in_the_brief(impl):
+    pieces = {"▁": -4.0, "a": -1.0, "b": -2.0, "c": -5.0, "▁a": -6.0, "ab": -4.5, "bc": -3.0}
+    assert_cut(impl, "encode_bpe", "abc", pieces, "▁a|bc")
+    assert_cut(impl, "encode_bpe", "ab", pieces, "▁|ab")
+    assert_cut(impl, "encode_unigram", "ab", pieces, "▁|a|b")
+
+
+# Unknown characters
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("é", "▁|<0xC3>|<0xA9>"),
+        ("a€b", "▁|a|<0xE2>|<0x82>|<0xAC>|b"),
+        ("😀a", "▁|<0xF0>|<0x9F>|<0x98>|<0x80>|a"),
+        ("\n\0", "▁|<0x0A>|<0x00>"),
+    ],
+)
+def test_unknown_characters_become_their_bytes(impl, encoder, text, expected):
+    assert_cut(impl, encoder, text, LETTERS | BYTES, expected)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_unknown_characters_in_a_row_are_one_unknown(impl, encoder):
+    assert_cut(impl, encoder, "aßb", LETTERS, "▁|a|<unk>|b")
+    assert_cut(impl, encoder, "ßßé a ß b", LETTERS, "▁|<unk>|▁|a|▁|<unk>|▁|b")
+    assert_cut(impl, encoder, "ßé", {"a": -1.0}, "<unk>")
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_bytes_need_all_of_the_character(impl, encoder):
+    pieces = LETTERS | {"<0xC3>": 0.0, "<0xA9>": 0.0, "<0x82>": 0.0}
+    assert_cut(impl, encoder, "é", pieces, "▁|<0xC3>|<0xA9>")
+    assert_cut(impl, encoder, "aèb€", pieces, "▁|a|<unk>|b|<unk>")
+    assert_cut(impl, encoder, "è€éè", pieces, "▁|<unk>|<0xC3>|<0xA9>|<unk>")
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_names_of_pieces_are_plain_text(impl, encoder):
+    signs = dict.fromkeys("</>sunkx041", -9.0)
+    assert_cut(impl, encoder, "<s>", LETTERS | signs, "▁|<|s|>")
+    assert_cut(impl, encoder, "<unk></s>", LETTERS | signs, "▁|<|u|n|k|>|<|/|s|>")
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_byte_pieces_are_not_found_in_text(impl, encoder):
+    # Each step on the way to the name of the byte piece is there, at scores that ask for it.
+    halves = {"<0": -2.0, "<0x": -1.5, "41": -1.4, "<0x41": -1.0, "4": -9.0, "1": -9.5, ">": -9.7}
+    pieces = LETTERS | halves | {"<0x41>": 0.0}
+    assert_cut(impl, encoder, "<0x41>", pieces, "▁|<0x41|>")
+    assert_cut(impl, encoder, "aA", pieces, "▁|a|<0x41>")
+
+
+# BPE
+
+
+@pytest.mark.parametrize(
+    ("joins", "text", "expected"),
+    [
+        ({"ab": -2.0, "bc": -1.0}, "abc", "▁|a|bc"),
+        ({"ab": -1.0, "bc": -2.0}, "abc", "▁|ab|c"),
+        ({"▁a": -1.0, "ab": 0.0}, "ab", "▁|ab"),
+        ({"bc": -1.0, "ab": -2.0, "abc": -3.0, "ca": -1.5}, "abca", "▁|abc|a"),
+    ],
+)
+def test_best_score_is_joined_first(impl, joins, text, expected):
+    assert_cut(impl, "encode_bpe", text, LETTERS | joins, expected)
+
+
+def test_a_long_piece_of_low_score_waits(impl):
+    pieces = LETTERS | {"ab": -1.0, "abc": -4.0, "ca": -2.0, "▁ab": -3.5}
+    assert_cut(impl, "encode_bpe", "abca", pieces, "▁ab|ca")
+    assert_cut(impl, "encode_bpe", "cabc", pieces, "▁|c|abc")
+
+
+@pytest.mark.parametrize(
+    ("joins", "text", "expected"),
+    [
+        ({"ab": -1.0, "ba": -1.0}, "aba", "▁|ab|a"),
+        ({"ab": -1.0, "ba": -1.0}, "babab", "▁|ba|ba|b"),
+        ({"aa": -1.0}, "aaaaa", "▁|aa|aa|a"),
+        ({"ab": -1.0, "bcc": -1.0, "cc": 0.0}, "abcc", "▁|ab|cc"),
+    ],
+)
+def test_leftmost_of_equal_scores(impl, joins, text, expected):
+    assert_cut(impl, "encode_bpe", text, LETTERS | joins, expected)
+
+
+def test_scores_of_single_characters_play_no_part(impl):
+    for score in (-50.0, 0.0, 30.0):
+        pieces = dict.fromkeys(LETTERS, score) | {"ab": -1.0, "bc": -1.5}
+        assert_cut(impl, "encode_bpe", "abc", pieces, "▁|ab|c")
+
+
+def test_joins_reach_over_spaces_and_both_ways(impl):
+    pieces = LETTERS | {"bc": -1.0, "abc": -2.0, "abc▁": -3.0, "abc▁a": -4.0, "▁abc▁a": -5.0}
+    assert_cut(impl, "encode_bpe", "abc a", pieces, "▁abc▁a")
+    assert_cut(impl, "encode_bpe", "aabc a", pieces, "▁|a|abc▁a")
+
+
+def test_two_joined_pieces_are_joined(impl):
+    pieces = LETTERS | {"ab": -1.0, "bc": -9.0, "ca": -2.0, "abca": -3.0}
+    assert_cut(impl, "encode_bpe", "abca", pieces, "▁|abca")
+
+
+def test_a_piece_may_come_about_in_any_way(impl):
+    # abc is reached as ab + c or as a + bc, whichever pair is joined first.
+    for ab, bc in ((-1.0, -2.0), (-2.0, -1.0)):
+        pieces = LETTERS | {"ab": ab, "bc": bc, "abc": -3.0}
+        assert_cut(impl, "encode_bpe", "abcb", pieces, "▁|abc|b")
+
+
+def test_bpe_reaches_no_piece_without_its_parts(impl):
+    assert_cut(impl, "encode_bpe", "abc", LETTERS | {"abc": 0.0, "▁abc": 1.0}, "▁|a|b|c")
+
+
+def test_unknown_characters_may_be_joined(impl):
+    pieces = LETTERS | {"aß": -1.0, "ßß": -2.0}
+    assert_cut(impl, "encode_bpe", "aßbßßcß", pieces, "▁|aß|b|ßß|c|<unk>")
+
+
+# Unigram
+
+
+def unigram_best(text, pieces):
+    """Return the best sum of scores for a text whose characters are all pieces, cut from its end.
+
+    The text has its leading space and its U+2581.
+    """
+    rest = [0.0]
+    for start in reversed(range(len(text))):
+        ends = range(start + 1, len(text) + 1)
+        cuts = [pieces[text[start:end]] + rest[-1 - (end - start - 1)] for end in ends
+                if text[start:end] in pieces]  # fmt: skip
+        rest.append(max(cuts))
+    return rest[-1]
+
+
+@pytest.mark.parametrize(
+    ("joins", "expected"),
+    [
+        ({"ab": -8.5, "bc": -10.6}, "▁|ab|c"),
+        ({"ab": -8.5, "bc": -10.6, "abc": -14.6}, "▁|ab|c"),
+        ({"ab": -8.5, "bc": -10.6, "abc": -14.4}, "▁|abc"),
+        ({"ab": -8.5, "bc": -10.8, "▁a": -7.4}, "▁|ab|c"),
+        ({"ab": -8.5, "bc": -9.8, "▁a": -6.4}, "▁a|bc"),
+        ({"ab": -9.1, "▁ab": -12.1, "bc": -11.1}, "▁|a|b|c"),
+        ({"▁abc": -17.9}, "▁abc"),
+        ({"▁abc": -18.1}, "▁|a|b|c"),
+    ],
+)
+def test_largest_sum_of_scores(impl, joins, expected):
+    assert_cut(impl, "encode_unigram", "abc", LETTERS | joins, expected)
+
+
+def test_a_long_piece_may_end_the_text(impl):
+    pieces = LETTERS | {"ab": -4.5, "abc": -5.0, "ca": -5.5}
+    assert_cut(impl, "encode_unigram", "bab", pieces, "▁|b|ab")
+    assert_cut(impl, "encode_unigram", "b abc", pieces, "▁|b|▁|abc")
+    assert_cut(impl, "encode_unigram", "abca", pieces, "▁|abc|a")
+    assert_cut(impl, "encode_unigram", "bca", pieces, "▁|b|ca")
+
+
+def test_a_long_piece_may_stand_inside_the_text(impl):
+    pieces = LETTERS | {"abc": -5.0, "▁abcab": -6.0}
+    assert_cut(impl, "encode_unigram", "babcb", pieces, "▁|b|abc|b")
+    assert_cut(impl, "encode_unigram", "abcabb", pieces, "▁abcab|b")
+
+
+def test_few_improbable_pieces_against_many_probable_ones(impl):
+    # By sums of probabilities, four parts of 0.3 are better than one of 0.5.
+    pieces = {"▁": -1.2, "a": -1.2, "b": -1.2, "c": -1.2, "abc": -0.7, "bc": -0.9}
+    assert_cut(impl, "encode_unigram", "abc", pieces, "▁|abc")
+    assert_cut(impl, "encode_unigram", "bcb", pieces, "▁|bc|b")
+
+
+def test_long_text_is_cut_like_short_text(impl):
+    # Its probability, about exp(-2400), is zero in any float.
+    pieces = LETTERS | {"ab": -6.0, "bc": -9.0}
+    assert_cut(impl, "encode_unigram", "abc" * 200, pieces, "▁" + "|ab|c" * 200)
+
+
+@pytest.mark.parametrize(("score", "expected"), [(-10.5, "▁|c|aß"), (-11.5, "▁|ca|<unk>")])
+def test_unknown_characters_score_10_below_the_lowest(impl, score, expected):
+    # c and aß against ca and an unknown: score - 13 against -1 - 23. Bytes count for nothing.
+    pieces = {"▁": -2.0, "a": -5.0, "c": score, "aß": -13.0, "ca": -1.0, "<0xC3>": -90.0}
+    assert_cut(impl, "encode_unigram", "caß", pieces, expected)
+
+
+def test_pieces_with_unknown_characters_are_found(impl):
+    pieces = LETTERS | {"aß": -14.0, "ßß": -7.0}
+    assert_cut(impl, "encode_unigram", "aßbßßcß", pieces, "▁|aß|b|ßß|c|<unk>")
+
+
+@pytest.mark.parametrize(("length", "count"), [(1, 2), (6, 8), (40, 60), (200, 150)])
+def test_no_other_cut_is_better(impl, length, count):
+    text = random_text(length)
+    pieces = random_pieces(text, count, whole_scores=False)
+    actual = impl.encode_unigram(text, pieces)
+    marked = "▁" + text.replace(" ", "▁")
+    assert_text("".join(actual), marked, "the pieces of random text, joined")
+    unknown = [piece for piece in actual if piece not in pieces]
+    assert not unknown, f"these are no pieces of the model: {unknown}"
+    score, best = sum(pieces[piece] for piece in actual), unigram_best(marked, pieces)
+    assert abs(score - best) < 1e-6, (
+        f"the scores of the pieces of {text[:20]!r}... add up to {score:.6g}, "
+        f"and there is a way to cut it that has {best:.6g}"
+    )
+
+
+# Decoding
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [("▁|a|▁|b", "a b"), ("▁a|▁b", "a b"), ("▁", ""), ("a|b", "ab"), ("a|▁", "a "), ("a▁b", "a b")],
+)
+def test_the_first_space_is_dropped(impl, pieces, expected):
+    assert_text(impl.decode(pieces.split("|")), expected, f"decode of {pieces}")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [("▁|▁", " "), ("▁▁▁|a", "  a"), ("▁|▁|▁|a", "  a"), ("▁▁", " "), ("▁|\n|▁a", "\n a")],
+)
+def test_only_one_space_is_dropped(impl, pieces, expected):
+    assert_text(impl.decode(pieces.split("|")), expected, f"decode of {pieces!r}")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [("<0x20>|a", " a"), ("<0x0A>|▁a", "\n a"), ("<unk>|▁a", " \u2047  a"), (" a", " a")],
+)
+def test_only_a_space_symbol_that_comes_first_is_dropped(impl, pieces, expected):
+    assert_text(impl.decode(pieces.split("|")), expected, f"decode of {pieces}")
+
+
+@pytest.mark.parametrize("character", ["é", "€", "😀", "éé€", "👩\u200d💻"])
+def test_byte_pieces_are_read_together(impl, character):
+    pieces = ["▁a", *(f"<0x{byte:02X}>" for byte in character.encode()), "b"]
+    assert_text(impl.decode(pieces), f"a{character}b", f"decode of {pieces}")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ("<0xFF>", "\ufffd"),
+        ("<0xE2>|<0x82>", "\ufffd\ufffd"),
+        ("<0xE2>|<0x82>|a", "\ufffd\ufffda"),
+        ("<0xF0>|<0x9F>|<0x98>|<0xC3>|<0xA9>", "\ufffd\ufffd\ufffdé"),
+        ("a|<0xED>|<0xB2>|<0x80>", "a\ufffd\ufffd\ufffd"),
+        ("<0xE2>|▁|<0x82>|<0xAC>", "\ufffd \ufffd\ufffd"),
+        ("<0xC3>|<unk>|<0xA9>", "\ufffd \u2047 \ufffd"),
+    ],
+)
+def test_each_byte_without_a_character_is_marked(impl, pieces, expected):
+    assert_text(impl.decode(pieces.split("|")), expected, f"decode of {pieces}")
+
+
+def test_what_is_almost_a_byte_piece_is_text(impl):
+    for piece in ("<0x4>", "<0x411>", "<0xe9>", "a<0x41>", "<0x41>b", "0x41", "<unk>b"):
+        assert_text(impl.decode(["▁", piece]), piece, f"decode of the piece {piece}")
+
+
+def test_no_pieces_are_no_text(impl):
+    assert_text(impl.decode([]), "", "decode of no pieces")
+
+
+# The library's output, and whatever text
+
+
+@pytest.mark.parametrize("name", BPE_MODELS)
+def test_bpe_matches_sentencepiece(impl, name):
+    model = GOLDEN["models"][name]
+    for case in model["cases"]:
+        actual = impl.encode_bpe(case["text"], model["pieces"])
+        assert_pieces(actual, case["pieces"], f"{case['label']}, {case['text'][:20]!r}")
+
+
+@pytest.mark.parametrize("name", UNIGRAM_MODELS)
+def test_unigram_matches_sentencepiece(impl, name):
+    model = GOLDEN["models"][name]
+    for case in model["cases"]:
+        actual = impl.encode_unigram(case["text"], model["pieces"])
+        assert_pieces(actual, case["pieces"], f"{case['label']}, {case['text'][:20]!r}")
+
+
+def test_decode_matches_sentencepiece(impl):
+    for case in GOLDEN["decode"]:
+        pieces = case["pieces"]
+        assert_text(impl.decode(list(pieces)), case["text"], f"decode of {pieces[:6]}")
+
+
+@pytest.mark.parametrize(("length", "count"), [(1, 2), (6, 8), (40, 60), (150, 90)])
+def test_random_text_by_random_joins(impl, length, count):
+    text = random_text(length)
+    pieces = random_pieces(text, count, whole_scores=True)
+    expected = list("▁" + text.replace(" ", "▁"))
+    while True:
+        joined = [left + right for left, right in pairwise(expected)]
+        scores = [pieces.get(piece, float("-inf")) for piece in joined]
+        if max(scores, default=float("-inf")) == float("-inf"):
+            break
+        place = scores.index(max(scores))
+        expected[place : place + 2] = [joined[place]]
+    assert_pieces(impl.encode_bpe(text, pieces), expected, f"random text {text[:20]!r}")
+
+
+@pytest.mark.parametrize("name", ["scripts, BPE with bytes", "scripts, unigram with bytes"])
+def test_any_text_comes_back(impl, name):
+    encode = impl.encode_bpe if "BPE" in name else impl.encode_unigram
+    pools = [" ", " ", "aes", "мешки", "袋子", "\0\t\n\x85\u2028", "éß", "ก😀👍🏽\U0010ffff"]
+    for length in (1, 7, 120):
+        text = " " * random.randrange(4)
+        text += "".join(random.choice(random.choice(pools)) for _ in range(length))
+        actual = impl.decode(encode(text, GOLDEN["models"][name]["pieces"]))
+        assert_text(actual, text, "decode of the encoded text")
+
+
+def test_arguments_by_name(impl):
+    pieces = LETTERS | {"ab": -1.0}
+    assert_pieces(impl.encode_bpe(text="ab", pieces=pieces), ["▁", "ab"], "encode_bpe by name")
+    assert_pieces(impl.encode_unigram(text="ab", pieces=pieces), ["▁", "ab"], "unigram by name")
+    assert_text(impl.decode(pieces=["▁", "ab"]), "ab", "decode by name")
+
+
+def test_arguments_are_left_as_they_were(impl):
+    pieces, encoded = LETTERS | BYTES | {"ab": -1.0}, ["▁", "<0xC3>", "<0xA9>", "ab"]
+    before = copy.deepcopy((pieces, encoded))
+    impl.encode_bpe("abéc", pieces)
+    impl.encode_unigram("abéc", pieces)
+    impl.decode(encoded)
+    assert pieces == before[0], "the dict of pieces is not what it was before the calls"
+    assert encoded == before[1], f"the list given to decode is now {encoded}"

@@ -1,0 +1,243 @@
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from dojo.testing import assert_matches, gradients, unchanged
+
+SIZES = {"in_dim": 5, "hidden": 7, "out_dim": 3}
+DEPTHS = [1, 2, 4]
+P = 0.3
+EXAMPLES = 11
+
+# Four blocks of float32 sums whose order may differ: outputs of about ten are right to 1e-5 or so.
+check = partial(assert_matches, rtol=1e-4, atol=1e-4)
+
+
+def shapes(depth):
+    """Every name of the state with its shape, as the brief lists them."""
+    found = {"head.weight": (3, 7), "head.bias": (3,)}
+    for i in range(depth):
+        found[f"layers.{i}.weight"] = (7, 7 if i else 5)
+        found[f"norms.{i}.num_batches_tracked"] = ()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            found[f"norms.{i}.{name}"] = (7,)
+        found[f"layers.{i}.bias"] = (7,)
+    return found
+
+
+def make(impl, depth=2, p=P):
+    return impl.Net(**SIZES, depth=depth, p=p)
+
+
+def random_state(depth):
+    """A state in which no scale is one, no offset zero, and no two blocks are alike."""
+    state = {name: torch.randn(shape) for name, shape in shapes(depth).items()}
+    for name in state:
+        if name.endswith("running_var") or ("norms" in name and name.endswith(".weight")):
+            state[name] = 0.5 + torch.rand(7)
+        elif name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(6)
+    return state
+
+
+def oracle(state, depth, p=P):
+    """The same net out of PyTorch's own modules, in the order of the brief."""
+    blocks = []
+    for i in range(depth):
+        blocks += [nn.Linear(7 if i else 5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Dropout(p)]
+    net = nn.Sequential(*blocks, nn.Linear(7, 3))
+    names = {"head": 4 * depth}
+    for i in range(depth):
+        names |= {f"layers.{i}": 4 * i, f"norms.{i}": 4 * i + 1}
+    renamed = {}
+    for name, tensor in state.items():
+        owner, _, kind = name.rpartition(".")
+        renamed[f"{names[owner]}.{kind}"] = tensor.clone()
+    net.load_state_dict(renamed)
+    return net, {name: f"{names[name.rpartition('.')[0]]}.{name.split('.')[-1]}" for name in state}
+
+
+def copies(state):
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_names_and_shapes_of_the_state(impl, depth):
+    net = make(impl, depth)
+    state = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    wanted = shapes(depth)
+    assert state.keys() == wanted.keys(), (
+        f"the state of a new net lacks {sorted(wanted.keys() - state.keys())[:4]}, "
+        f"and has too many: {sorted(state.keys() - wanted.keys())[:4]}"
+    )
+    assert state == wanted
+    trained = {name for name, _ in net.named_parameters()}
+    assert trained == {name for name in wanted if name.endswith(("weight", "bias"))}
+
+
+def test_two_nets_share_nothing(impl):
+    one, other = make(impl), make(impl)
+    before = [parameter.clone() for parameter in other.parameters()]
+    with torch.no_grad():
+        for module in one.modules():
+            for parameter in module.parameters(recurse=False):
+                parameter.add_(1.0)
+    for (name, parameter), old in zip(other.named_parameters(), before, strict=True):
+        assert_matches(parameter, old, f"{name} of one net after a change of another net")
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_blocks_share_nothing(impl, depth):
+    net = make(impl, depth)
+    pointers = {}
+    for name, tensor in net.state_dict().items():
+        owner = pointers.setdefault(tensor.data_ptr(), name)
+        assert owner == name, f"{name} and {owner} are one tensor"
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_a_copy_by_state_dict_is_the_same_net(impl, depth):
+    one, other = make(impl, depth), make(impl, depth)
+    x = torch.randn(EXAMPLES, 5)
+    one(x)
+    other.load_state_dict(one.state_dict())
+    one.eval()
+    other.eval()
+    check(other(x), one(x), "a net with the state of another, in eval mode")
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_eval_mode_of_the_module(impl, depth):
+    state = random_state(depth)
+    net = make(impl, depth)
+    net.load_state_dict(copies(state), strict=False)
+    net.eval()
+    x = torch.randn(EXAMPLES, 5)
+    with unchanged(x=x):
+        out = net(x)
+    check(net(x), out, "a second call in eval mode")
+    alone = torch.cat([net(x[i : i + 1]) for i in range(EXAMPLES)])
+    check(alone, out, "examples one at a time beside a batch, in eval mode")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_module_matches_torch(impl, depth, training):
+    state = random_state(depth)
+    net = make(impl, depth)
+    net.load_state_dict(copies(state))
+    net.train(training)
+    expected, names = oracle(state, depth)
+    expected.train(training)
+    mode = "training" if training else "eval"
+    for step in range(3):
+        x = torch.randn(EXAMPLES, 5)
+        torch.manual_seed(step)
+        actual = net(x)
+        torch.manual_seed(step)
+        check(actual, expected(x), f"call {step + 1} of the module in {mode} mode")
+    for name, tensor in net.state_dict().items():
+        check(tensor, expected.state_dict()[names[name]], f"{name} after 3 calls")
+
+
+def test_gradients_reach_every_parameter(impl):
+    net = make(impl)
+    net(torch.randn(EXAMPLES, 5)).square().sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, f"{name} gets no gradient"
+    assert len(list(net.parameters())) == 10, "two blocks and a head have ten parameters"
+
+
+def test_all_moves_with_the_net(impl):
+    net = make(impl).double()
+    out = net(torch.randn(EXAMPLES, 5, dtype=torch.float64))
+    assert out.dtype == torch.float64
+    kept = {n: t.dtype for n, t in net.state_dict().items() if "num_batches" not in n}
+    assert set(kept.values()) == {torch.float64}, f"not all of the net moved: {kept}"
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_functional_eval_equals_the_module(impl, depth):
+    state = random_state(depth)
+    expected, _ = oracle(state, depth)
+    expected.eval()
+    x = torch.randn(EXAMPLES, 5)
+    with unchanged(x=x):
+        actual = impl.functional_forward(state, x, training=False, p=P)
+    check(actual, expected(x), "functional_forward in eval mode")
+
+
+def test_functional_eval_twice(impl):
+    state = random_state(2)
+    x = torch.randn(EXAMPLES, 5)
+    first = impl.functional_forward(copies(state), x, False, P)
+    second = impl.functional_forward(copies(state), x, False, P)
+    check(second, first, "functional_forward of the same state and input, a second time")
+    without = impl.functional_forward(copies(state), x, False, 0.0)
+    check(first, without, "functional_forward in eval mode with p, beside that without")
+
+
+def test_functional_eval_changes_nothing(impl):
+    state = random_state(2)
+    before = copies(state)
+    impl.functional_forward(state, torch.randn(EXAMPLES, 5), False, P)
+    for name, tensor in before.items():
+        assert_matches(state[name], tensor, f"{name} after functional_forward in eval mode")
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_functional_training_equals_the_module(impl, depth):
+    state = random_state(depth)
+    expected, _ = oracle(state, depth)
+    x = torch.randn(EXAMPLES, 5)
+    with unchanged(x=x):
+        torch.manual_seed(1)
+        actual = impl.functional_forward(state, x, training=True, p=P)
+    torch.manual_seed(1)
+    check(actual, expected(x), "functional_forward in training mode, same seed")
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_functional_training_updates_the_statistics(impl, depth):
+    state = random_state(depth)
+    expected, names = oracle(state, depth, p=0.0)
+    pointers = {name: tensor.data_ptr() for name, tensor in state.items()}
+    for _ in range(3):
+        x = torch.randn(EXAMPLES, 5)
+        impl.functional_forward(state, x, training=True, p=0.0)
+        expected(x)
+    for name, tensor in state.items():
+        wanted = expected.state_dict()[names[name]]
+        check(tensor, wanted, f"{name} after 3 steps of training")
+        assert tensor.data_ptr() == pointers[name], f"{name} was replaced, not updated in place"
+
+
+def test_the_two_agree_over_training_and_eval(impl):
+    net = make(impl)
+    state = copies(net.state_dict())
+    for step in range(3):
+        x = torch.randn(EXAMPLES, 5)
+        torch.manual_seed(step)
+        from_net = net.train()(x)
+        torch.manual_seed(step)
+        from_state = impl.functional_forward(state, x, True, P)
+        check(from_state, from_net, f"the two in training mode, step {step + 1}")
+        actual = impl.functional_forward(state, x, False, P)
+        check(actual, net.eval()(x), f"the two in eval mode after step {step + 1}")
+
+
+def test_functional_gradients_reach_the_state(impl):
+    state = random_state(2)
+    expected, names = oracle(state, 2, p=0.0)
+    wanted = dict(expected.named_parameters())
+    learnt = [name for name in state if names[name] in wanted]
+    for name in learnt:
+        state[name].requires_grad_()
+    x, grad_out = torch.randn(EXAMPLES, 5), torch.randn(EXAMPLES, 3)
+    out = impl.functional_forward(state, x, True, 0.0)
+    actual = gradients(out, [state[name] for name in learnt], grad_out)
+    right = gradients(expected(x), [wanted[names[name]] for name in learnt], grad_out)
+    for name, got, exact in zip(learnt, actual, right, strict=True):
+        check(got, exact, f"the gradient for {name}")

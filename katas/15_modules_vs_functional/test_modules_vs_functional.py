@@ -86,6 +86,10 @@ def test_two_nets_share_nothing(impl):
                 parameter.add_(1.0)
     for (name, parameter), old in zip(other.named_parameters(), before, strict=True):
         assert_matches(parameter, old, f"{name} of one net after a change of another net")
+    # The buffers too: their values agree at first, whether they are shared or not.
+    held = {tensor.data_ptr() for tensor in one.state_dict().values()}
+    for name, tensor in other.state_dict().items():
+        assert tensor.data_ptr() not in held, f"{name} is one tensor in two nets"
 
 
 @pytest.mark.parametrize("depth", [2, 4])

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from dojo.testing import golden
+from dojo.testing import assert_text, first_difference, golden
 
 BYTES = {byte: bytes([byte]) for byte in range(256)}
 # What tiktoken makes of these vocabularies; fixtures/make_bpe_codec.py says how.
@@ -76,8 +76,7 @@ def assert_ids(actual, expected, behaviour, vocab):
     assert isinstance(actual, list), f"{behaviour}: got {type(actual).__name__}, not a list"
     if actual == expected:
         return
-    pairs = zip(actual, expected, strict=False)
-    start = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(actual), len(expected)))
+    start = first_difference(actual, expected)
 
     def shown(ids):
         tokens = [f"{token} {vocab.get(token, '(not in vocab)')}" for token in ids[start:]]
@@ -97,21 +96,6 @@ def assert_encodes(impl, text, joins, expected):
     names = ", ".join(f"{left}+{right}" for left, right in joins)
     behaviour = f"{text!r} by the merges {names}"
     assert_ids(impl.encode(text, vocab, merges), expected, behaviour, vocab)
-
-
-def assert_text(actual, expected, behaviour):
-    """Compare texts; a failure shows both from a little before the first difference on."""
-    assert isinstance(actual, str), f"{behaviour}: got {type(actual).__name__}, not a string"
-    if actual == expected:
-        return
-    pairs = zip(actual, expected, strict=False)
-    start = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(actual), len(expected)))
-    around = slice(max(0, start - 10), start + 20)
-    pytest.fail(
-        f"{behaviour}: at character {start} the text is {actual[around]!a}; "
-        f"expected {expected[around]!a}",
-        pytrace=False,
-    )
 
 
 # The order of merges

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from dojo.testing import golden
+from dojo.testing import assert_text, first_difference, golden
 
 # What the library does with models of its own; fixtures/make_sentencepiece.py says how.
 GOLDEN = golden("sentencepiece.json")
@@ -21,8 +21,7 @@ def assert_pieces(actual, expected, behaviour):
     assert isinstance(actual, list), f"{behaviour}: got {type(actual).__name__}, not a list"
     if actual == expected:
         return
-    pairs = zip(actual, expected, strict=False)
-    start = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(actual), len(expected)))
+    start = first_difference(actual, expected)
 
     def shown(pieces):
         rest = pieces[start:]
@@ -38,21 +37,6 @@ def assert_cut(impl, encoder, text, pieces, expected):
     """Encode a text; `expected` is the text cut by | into pieces."""
     actual = getattr(impl, encoder)(text, pieces)
     assert_pieces(actual, expected.split("|") if expected else [], f"{encoder}({text!r})")
-
-
-def assert_text(actual, expected, behaviour):
-    """Compare texts; a failure shows both from a little before the first difference on."""
-    assert isinstance(actual, str), f"{behaviour}: got {type(actual).__name__}, not a string"
-    if actual == expected:
-        return
-    pairs = zip(actual, expected, strict=False)
-    start = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(actual), len(expected)))
-    around = slice(max(0, start - 10), start + 20)
-    pytest.fail(
-        f"{behaviour}: from character {start} on the text differs: ...{actual[around]!a}...; "
-        f"expected ...{expected[around]!a}...",
-        pytrace=False,
-    )
 
 
 def random_text(length):

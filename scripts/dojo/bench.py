@@ -44,8 +44,9 @@ def timings(project: Project, kata: Kata) -> Iterator[Timing]:
     path = project.root / "scripts" / "bench" / f"{kata.name}.py"
     if not path.is_file():
         return
-    reference = load_module(kata.reference, f"bench_reference_{kata.name}", _read(kata.reference))
-    for case in load_module(path, f"bench_{kata.name}", _read(path)).cases(reference):
+    source = kata.correct_source.encode()
+    reference = load_module(kata.reference, f"bench_reference_{kata.name}", source)
+    for case in load_module(path, f"bench_{kata.name}", path.read_bytes()).cases(reference):
         yield time_case(case)
 
 
@@ -92,7 +93,3 @@ def _seconds(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
-
-
-def _read(path: Path) -> bytes:
-    return path.read_bytes()

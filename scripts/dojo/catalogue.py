@@ -3,7 +3,7 @@
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -123,6 +123,11 @@ def kata_folders(project: Project) -> list[Path]:
 def load_all(project: Project) -> list[Kata]:
     """Return every kata in order, or raise `CatalogueError` for the first malformed one."""
     return [load(folder) for folder in kata_folders(project)]
+
+
+def named(project: Project, names: Sequence[str]) -> list[Kata]:
+    """Return the katas of these names, or every kata if there are none."""
+    return [find(project, name) for name in names] if names else load_all(project)
 
 
 def find(project: Project, name: str) -> Kata:

@@ -32,7 +32,7 @@ class Player:
         """Open the kata's workspace and the project's history."""
         self.kata = kata
         self.workspace = Workspace(project, kata)
-        self.history = History(project.state / "history.sqlite")
+        self.history = History(project.history)
 
     def planted(self) -> tuple[Bug, ...]:
         """Return the bugs planted in the learner's file."""

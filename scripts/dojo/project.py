@@ -24,3 +24,8 @@ class Project:
     def state(self) -> Path:
         """Return the git-ignored folder that holds the learner's history and backups."""
         return self.root / ".dojo"
+
+    @property
+    def history(self) -> Path:
+        """Return the path of the database of attempts and runs."""
+        return self.state / "history.sqlite"

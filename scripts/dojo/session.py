@@ -68,7 +68,8 @@ class Session:
 
 def choose_kata(katas: Sequence[Kata], history: History, rng: random.Random) -> Kata:
     """Draw a kata of the easiest level in which some is unsolved; any, once all are solved."""
-    unsolved = [kata for kata in katas if kata.name not in history.solved_katas()]
+    solved = history.solved_katas()
+    unsolved = [kata for kata in katas if kata.name not in solved]
     levels = list(LEVELS)
     easiest = min((levels.index(kata.level) for kata in unsolved), default=None)
     return rng.choice(

@@ -69,6 +69,27 @@ def _number(x: Tensor) -> str:
     return f"{x.item():.6g}" if x.is_floating_point() else str(x.item())
 
 
+def first_difference(actual: Sequence[Any], expected: Sequence[Any]) -> int:
+    """Return the first place at which two sequences differ, the shorter's end if none before."""
+    pairs = zip(actual, expected, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(actual), len(expected)))
+
+
+def assert_text(actual: Any, expected: str, behaviour: str) -> None:
+    """Compare texts; a failure shows both from a little before the first difference on."""
+    if not isinstance(actual, str):
+        pytest.fail(f"{behaviour}: got {type(actual).__name__}, not a string", pytrace=False)
+    if actual == expected:
+        return
+    start = first_difference(actual, expected)
+    around = slice(max(0, start - 10), start + 20)
+    pytest.fail(
+        f"{behaviour}: at character {start} the text is {actual[around]!a}; "
+        f"expected {expected[around]!a}",
+        pytrace=False,
+    )
+
+
 def layouts(x: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Yield the same values in memory layouts that break code which assumes a contiguous one."""
     yield "contiguous", x.clone(memory_format=torch.contiguous_format)

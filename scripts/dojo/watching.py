@@ -66,13 +66,9 @@ class Watching:
         """Report a key, from any thread."""
         self._happened.put(Key(character))
 
-    def rerun(self) -> None:
-        """Run the tests again, as if the file had been saved."""
-        self._happened.put(_Saved())
-
     def events(self, tick_seconds: float) -> Iterator[Event]:
         """Yield what happens, from a first run on; a tick where nothing does."""
-        self.rerun()
+        self._happened.put(_Saved())
         while True:
             try:
                 event = self._happened.get(timeout=tick_seconds)

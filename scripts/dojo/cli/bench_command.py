@@ -19,10 +19,7 @@ def command(project: Project, names: tuple[str, ...]) -> None:
     \b
     Example: kata bench softmax conv1d
     """
-    if names:
-        katas = [catalogue.find(project, name) for name in names]
-    else:
-        katas = catalogue.load_all(project)
+    katas = catalogue.named(project, names)
     bench.use_one_thread()
     timings = [] if names else [("start", bench.startup(project))]
     for kata in katas:

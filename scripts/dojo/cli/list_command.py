@@ -23,7 +23,7 @@ def command(project: Project, markdown: bool) -> None:
     if markdown:
         click.echo(readme_table(catalogue.load_all(project)))
         return
-    history = History(project.state / "history.sqlite")
+    history = History(project.history)
     solved = history.solved_katas()
     rows = []
     malformed = []

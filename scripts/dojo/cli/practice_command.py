@@ -48,7 +48,7 @@ def command(project: Project, name: str | None, minutes: float | None) -> None:
 
 
 def _draw(project: Project) -> Kata:
-    history = History(project.state / "history.sqlite")
+    history = History(project.history)
     try:
         return choose_kata(catalogue.load_all(project), history, random.Random())
     finally:

@@ -32,7 +32,7 @@ def command(
         raise click.UsageError("name the katas to reset, or give --all")
     if bugs is not None and (count is not None or seed is not None):
         raise click.UsageError("--bugs names the bugs; --count and --seed draw them: give one kind")
-    katas = catalogue.load_all(project) if every else [catalogue.find(project, n) for n in names]
+    katas = catalogue.named(project, names)
     # All are chosen before any is planted: a wrong id changes nothing.
     chosen = [(kata, _choose(kata, bugs, count, seed)) for kata in katas]
     for kata, bug_ids in chosen:

@@ -1,9 +1,11 @@
 """kata verify: prove that the tests can be trusted."""
 
 import importlib
+import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
+from typing import Any
 
 import click
 
@@ -11,7 +13,7 @@ from dojo import catalogue
 from dojo.catalogue import Kata
 from dojo.cli.table import render
 from dojo.errors import DojoError
-from dojo.pool import Pool, runner_pool
+from dojo.pool import runner_pool
 from dojo.project import Project
 from dojo.verify import Report, verify
 
@@ -29,10 +31,7 @@ def command(project: Project, names: tuple[str, ...], mutants: bool) -> None:
     Example: kata verify softmax
     Exit status: 0 all is well, 1 something is not caught or malformed.
     """
-    if names:
-        katas = [catalogue.find(project, name) for name in names]
-    else:
-        katas = catalogue.load_all(project)
+    katas = catalogue.named(project, names)
     well = _mutants(project, katas) if mutants else _bugs(project, katas)
     if not well:
         raise SystemExit(1)
@@ -40,10 +39,12 @@ def command(project: Project, names: tuple[str, ...], mutants: bool) -> None:
 
 def _bugs(project: Project, katas: Sequence[Kata]) -> bool:
     reports = []
+    # The driver's own tool is asked: importing torch here would make every command slow.
+    has_gpu = shutil.which("nvidia-smi") is not None
     with runner_pool(project) as pool:
         for kata in katas:
             click.echo(f"verifying {kata.name} ...", err=True)
-            reports.append(verify(kata, pool, has_gpu=_has_gpu()))
+            reports.append(verify(kata, pool, has_gpu))
     click.echo(render_reports(reports))
     for report in reports:
         for problem in report.problems:
@@ -84,7 +85,7 @@ def _mutants(project: Project, katas: Sequence[Kata]) -> bool:
     with runner_pool(project, mutate.LIMITS) as pool:
         for kata in katas:
             click.echo(f"mutating {kata.name} ...", err=True)
-            counts, left = _judge(kata, pool)
+            counts, left = _count(mutate.judge(kata, pool), kata.name)
             survivors += left
             counted = counts["caught"] + counts["survived"]
             rows.append(
@@ -111,22 +112,16 @@ def _mutation() -> ModuleType:
         raise DojoError(f"{error.name} is missing; scripts/test.sh installs it") from None
 
 
-def _judge(kata: Kata, pool: Pool) -> tuple[Counter[str], list[str]]:
+def _count(judgements: Iterable[Any], name: str) -> tuple[Counter[str], list[str]]:
+    """Return how many mutants met each fate, and a description of each that survived."""
     counts: Counter[str] = Counter()
     survivors = []
-    for judged in _mutation().judge(kata, pool):
+    for judged in judgements:
         counts[judged.verdict] += 1
         if judged.verdict == "survived":
             mutant = judged.mutant
             survivors.append(
-                f"\n{kata.name}, reference.py line {mutant.line}: {mutant.operator} survives\n"
-                f"- {mutant.before}\n+ {mutant.after}".replace("\n  ", "\n")
+                f"\n{name}, reference.py line {mutant.line}: {mutant.operator} survives\n"
+                f"- {mutant.before}\n+ {mutant.after}"
             )
     return counts, survivors
-
-
-def _has_gpu() -> bool:
-    """Ask the driver's own tool: importing torch here would make every command slow."""
-    import shutil
-
-    return shutil.which("nvidia-smi") is not None

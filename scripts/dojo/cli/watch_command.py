@@ -16,7 +16,7 @@ from dojo.project import Project
 from dojo.report import run_lines
 from dojo.results import RunResult
 from dojo.runner import Runner
-from dojo.watching import Judged, Key, Watching, watching
+from dojo.watching import Judged, Key, watching
 
 _KEYS = "h hint  d diff  r reset  u undo  n next kata  q quit"
 _TICK_SECONDS = 0.5
@@ -62,7 +62,7 @@ class _Screen:
                     elif isinstance(event, Key):
                         if event.character in "qn":
                             return event.character == "n"
-                        self._act(event.character, watcher)
+                        self._act(event.character)
             except KeyboardInterrupt:
                 click.echo()
         return False
@@ -78,7 +78,8 @@ class _Screen:
         if has_keys:
             click.echo(_fit(_KEYS))
 
-    def _act(self, character: str, watcher: Watching) -> None:
+    def _act(self, character: str) -> None:
+        """Do what a key asks for; a change of the file is noticed as a save is."""
         if character == "h":
             click.echo(self._player.give_hint(self._gone))
         elif character == "d":
@@ -88,12 +89,10 @@ class _Screen:
             bugs = [bug.id for bug in self._player.planted()]
             backup = self._player.plant(bugs)
             click.echo("planted again" + ("; u brings your text back" if backup else ""))
-            watcher.rerun()
         elif character == "u":
             if self._player.workspace.backups():
                 self._player.workspace.restore()
                 click.echo("your earlier text is back")
-                watcher.rerun()
             else:
                 click.echo("nothing to undo")
 

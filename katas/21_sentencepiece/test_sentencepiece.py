@@ -47,10 +47,11 @@ def random_text(length):
 def random_pieces(text, count, whole_scores):
     """Return the letters and `count` pieces cut out of the text; whole scores often tie."""
     text = " " + text
-    pieces = set(LETTERS)
+    # A dict, not a set, whose order differs from process to process: the seed must fix the scores.
+    pieces = dict.fromkeys(LETTERS)
     for _ in range(count):
         start = random.randrange(len(text))
-        pieces.add(text[start : start + random.randrange(2, 7)].replace(" ", "▁"))
+        pieces[text[start : start + random.randrange(2, 7)].replace(" ", "▁")] = None
     return {p: -random.randrange(5) if whole_scores else random.uniform(-9, -1) for p in pieces}
 
 

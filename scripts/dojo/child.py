@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from dojo.device import has_gpu
+
 END = b'{"end": true}\n'
 
 
@@ -68,6 +70,8 @@ class _Sender:
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:
             say(self._results, {"problem": str(report.longrepr)})
+        elif report.skipped:
+            say(self._results, {"problem": report.longrepr[2].removeprefix("Skipped: ")})
 
     def pytest_internalerror(self, excrepr: Any) -> None:
         say(self._results, {"problem": str(excrepr).strip().splitlines()[-1]})
@@ -76,7 +80,8 @@ class _Sender:
 def _limit_memory(extra: int) -> None:
     """Cap the address space a bit above what the process has mapped already."""
     statm = Path("/proc/self/statm")
-    if statm.exists():  # elsewhere RLIMIT_AS is missing, not kept, or cannot be measured
+    # Elsewhere RLIMIT_AS is missing, not kept, or cannot be measured. CUDA maps more than it uses.
+    if statm.exists() and not has_gpu():
         import resource
 
         mapped = int(statm.read_text().split()[0]) * resource.getpagesize()

@@ -1,7 +1,7 @@
 """Gives kata tests their `impl` fixture, a seed that is printed, and a verdict at the end.
 
-Imports pytest, torch, numpy and the standard library alone, so that `pytest katas/NAME` works on
-a machine that has nothing else.
+Imports pytest, torch, numpy and the standard library alone (kernel katas also triton), so that
+`pytest katas/NAME` works on a machine that has nothing else.
 """
 
 import random
@@ -20,12 +20,13 @@ import pytest
 
 from dojo import guards, verdict
 from dojo.catalogue import load
+from dojo.device import has_gpu
 from dojo.errors import DojoError
 from dojo.files import revision
 from dojo.loading import explain_load_error, load_module
 from dojo.results import Outcome, TestResult
 
-pytest.register_assert_rewrite("dojo.testing")
+pytest.register_assert_rewrite("dojo.testing", "dojo.kernels")
 
 _OUTPUT_SHOWN = 4_000  # characters of captured output in a report; a flood would hide the failure
 
@@ -76,13 +77,10 @@ def kata_folder(path: Path) -> Path | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none; keep GPU tests in one xdist group."""
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
-    if not gpu_items:
-        return
-    import torch
-
+    missing = bool(gpu_items) and not has_gpu()
     for item in gpu_items:
         item.add_marker(pytest.mark.xdist_group("gpu"))
-        if not torch.cuda.is_available():
+        if missing:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and none is here"))
 
 
@@ -179,8 +177,15 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     if kata_folder(item.path) is None:
         yield
         return
-    with guards.contained(item.config.option.kata_timeout):
+    with guards.contained(_seconds_allowed(item)):
         yield
+
+
+def _seconds_allowed(item: pytest.Item) -> float:
+    seconds: float = item.config.option.kata_timeout
+    kernels = sys.modules.get("dojo.kernels")
+    # Compiling and tuning a kernel takes far longer than running it.
+    return 10 * seconds if kernels and kernels.DEVICE == "cuda" else seconds
 
 
 @pytest.hookimpl(wrapper=True)

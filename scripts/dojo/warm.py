@@ -4,6 +4,7 @@ It reads one JSON object a line from standard input and answers each on standard
 `dojo.runner`, its only client. An end of input, or a broken pipe, ends it.
 """
 
+import contextlib
 import gc
 import json
 import os
@@ -30,6 +31,8 @@ def main() -> None:
     # Loads pytest's own plugins and the project's, with their asserts rewritten, and runs nothing.
     pytest.main(["--help", "-pno:cacheprovider"])
     __import__("dojo.testing")
+    with contextlib.suppress(pytest.skip.Exception):  # no triton here
+        __import__("dojo.kernels")
     # A fork after a parallel region can hang in the thread pool that it did not inherit.
     torch.set_num_threads(1)
     gc.collect()

@@ -14,7 +14,7 @@ SHIFT = "\n\ndef shift(x, offset):\n    return x + offset\n"
 CLEAN = """
 import os, torch
 assert torch.get_default_dtype() == torch.float32
-assert "TRITON_INTERPRET" not in os.environ
+assert os.environ.get("TRITON_INTERPRET") != "0"
 assert torch.mul(torch.ones(1), 2).item() == 2
 """
 GOOD = "def scale(x, factor):\n    return x * factor\n" + SHIFT

@@ -1,7 +1,6 @@
 """kata verify: prove that the tests can be trusted."""
 
 import importlib
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from types import ModuleType
@@ -12,6 +11,7 @@ import click
 from dojo import catalogue
 from dojo.catalogue import Kata
 from dojo.cli.table import render
+from dojo.device import has_gpu
 from dojo.errors import DojoError
 from dojo.pool import runner_pool
 from dojo.project import Project
@@ -39,12 +39,10 @@ def command(project: Project, names: tuple[str, ...], mutants: bool) -> None:
 
 def _bugs(project: Project, katas: Sequence[Kata]) -> bool:
     reports = []
-    # The driver's own tool is asked: importing torch here would make every command slow.
-    has_gpu = shutil.which("nvidia-smi") is not None
     with runner_pool(project) as pool:
         for kata in katas:
             click.echo(f"verifying {kata.name} ...", err=True)
-            reports.append(verify(kata, pool, has_gpu))
+            reports.append(verify(kata, pool, has_gpu()))
     click.echo(render_reports(reports))
     for report in reports:
         for problem in report.problems:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from dojo.catalogue import Kata
 from dojo.loading import load_module
@@ -28,6 +29,20 @@ class Case:
 
 
 @dataclass(frozen=True)
+class KernelCase:
+    """One workload of a kernel on a GPU, and the library's ways of doing the same.
+
+    `moved` is how many bytes it has to read and write, `flops` how much it has to compute.
+    """
+
+    label: str
+    ours: Callable[[], object]
+    theirs: tuple[Callable[[], object], ...]
+    moved: int | None = None
+    flops: int | None = None
+
+
+@dataclass(frozen=True)
 class Timing:
     """Median seconds of a call."""
 
@@ -37,17 +52,29 @@ class Timing:
 
 
 def timings(project: Project, kata: Kata) -> Iterator[Timing]:
-    """Time what `scripts/bench/NN_name.py` makes of the kata's reference, if there is such a file.
+    """Time the cases that `scripts/bench/NN_name.py` makes of the kata's reference."""
+    for case in _made(project, kata, "cases"):
+        yield time_case(case)
 
-    The file defines `cases(reference) -> list[Case]`.
-    """
+
+def kernel_cases(project: Project, kata: Kata) -> list[KernelCase]:
+    """Return the cases that `scripts/bench/NN_name.py` makes of a kernel kata; needs a GPU."""
+    return _made(project, kata, "kernel_cases")
+
+
+def _made(project: Project, kata: Kata, maker: str) -> list[Any]:
+    """Return `maker(reference)` from the kata's file of benchmarks, nothing where there is none."""
     path = project.root / "scripts" / "bench" / f"{kata.name}.py"
     if not path.is_file():
-        return
+        return []
+    module = load_module(path, f"bench_{kata.name}", path.read_bytes())
+    if not hasattr(module, maker):
+        return []
     source = kata.correct_source.encode()
-    reference = load_module(kata.reference, f"bench_reference_{kata.name}", source)
-    for case in load_module(path, f"bench_{kata.name}", path.read_bytes()).cases(reference):
-        yield time_case(case)
+    made: list[Any] = getattr(module, maker)(
+        load_module(kata.reference, f"bench_reference_{kata.name}", source)
+    )
+    return made
 
 
 def use_one_thread() -> None:

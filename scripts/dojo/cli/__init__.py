@@ -12,6 +12,7 @@ from dojo.project import Project
 _COMMANDS = (
     "bench",
     "check",
+    "gpu",
     "hint",
     "list",
     "new",

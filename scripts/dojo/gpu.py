@@ -1,0 +1,80 @@
+"""Measures the kernel katas' references on a GPU, beside torch's operators."""
+
+import re
+import subprocess
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dojo.bench import KernelCase
+from dojo.errors import DojoError
+
+_SECTION = re.compile(r"(<!-- gpu: .*?-->\n).*?(<!-- end of gpu -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One workload on a GPU: milliseconds, and rates where the case has a size."""
+
+    label: str
+    ours: float
+    theirs: float
+    bandwidth: float | None  # fraction of what a copy of as many bytes reaches
+    teraflops: float | None
+
+
+def measure(case: KernelCase) -> Figures:
+    """Time a case by Triton's own benchmark, which empties the cache between calls."""
+    import torch
+    from triton.testing import do_bench
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.compile's advice is not for here
+        ours = do_bench(case.ours, return_mode="median")
+        theirs = min(do_bench(call, return_mode="median") for call in case.theirs)
+    bandwidth = None
+    if case.moved is not None:
+        source = torch.empty(case.moved // 2, dtype=torch.uint8, device="cuda")
+        target = torch.empty_like(source)
+        bandwidth = do_bench(lambda: target.copy_(source), return_mode="median") / ours
+    teraflops = None if case.flops is None else case.flops / (ours * 1e9)
+    return Figures(case.label, ours, theirs, bandwidth, teraflops)
+
+
+def machine() -> str:
+    """Return one line on the device, its driver, and the versions that ran on it."""
+    import torch
+    import triton
+
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    return (
+        f"{torch.cuda.get_device_name()}, driver {driver[0] if driver else 'unknown'}, "
+        f"CUDA {torch.version.cuda}, torch {torch.__version__}, triton {triton.__version__}"
+    )
+
+
+def markdown(rows: Sequence[tuple[str, Figures]]) -> str:
+    """Return a table: a row for each kata's name and figures."""
+    lines = [
+        "| kata | workload | ours, ms | best of torch, ms | speed | of copy bandwidth | TFLOP/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows:
+        bandwidth = "" if row.bandwidth is None else f"{row.bandwidth:.2f}"
+        teraflops = "" if row.teraflops is None else f"{row.teraflops:.0f}"
+        lines.append(
+            f"| {name} | {row.label} | {row.ours:.3f} | {row.theirs:.3f} "
+            f"| {row.theirs / row.ours:.2f} | {bandwidth} | {teraflops} |"
+        )
+    return "\n".join(lines)
+
+
+def write_section(readme: Path, text: str) -> None:
+    """Put the text between README's two gpu comments."""
+    before = readme.read_text(encoding="utf-8")
+    after, found = _SECTION.subn(lambda match: f"{match[1]}{text}\n{match[2]}", before)
+    if not found:
+        raise DojoError(f"{readme.name} lacks the comments '<!-- gpu: ... -->' to write between")
+    readme.write_text(after, encoding="utf-8")

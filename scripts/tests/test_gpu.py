@@ -1,0 +1,37 @@
+"""The table of GPU figures; the timing itself needs a GPU, and runs in scripts/gpu.sh alone."""
+
+import pytest
+from click.testing import CliRunner
+
+from dojo import gpu
+from dojo.cli import main
+from dojo.device import has_gpu
+from dojo.errors import DojoError
+
+README = "# Title\n<!-- gpu: by a script -->\nnot yet measured\n<!-- end of gpu -->\nEnd.\n"
+
+
+def test_the_table_shows_speed_beside_torch_and_only_the_rates_a_case_has():
+    copy = gpu.Figures("a copy", ours=2.0, theirs=1.0, bandwidth=0.914, teraflops=None)
+    product = gpu.Figures("a product", ours=1.0, theirs=0.8, bandwidth=None, teraflops=612.3)
+    rows = gpu.markdown([("30_silu", copy), ("33_matmul", product)]).splitlines()
+    assert rows[2] == "| 30_silu | a copy | 2.000 | 1.000 | 0.50 | 0.91 |  |"
+    assert rows[3] == "| 33_matmul | a product | 1.000 | 0.800 | 0.80 |  | 612 |"
+    assert len({row.count("|") for row in rows}) == 1
+
+
+def test_the_section_of_the_readme_is_replaced_and_nothing_else(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(README)
+    gpu.write_section(readme, r"figures \1")
+    assert readme.read_text() == README.replace("not yet measured", r"figures \1")
+    readme.write_text("# Title\n")
+    with pytest.raises(DojoError, match="lacks the comments"):
+        gpu.write_section(readme, "figures")
+
+
+@pytest.mark.skipif(has_gpu(), reason="a GPU is here")
+def test_without_a_gpu_it_says_so_in_one_line(project):
+    result = CliRunner().invoke(main, ["gpu"], obj=project)
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: no CUDA device is here")

@@ -8,38 +8,38 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 from dojo.device import has_gpu
 
 END = b'{"end": true}\n'
 
+# Kept, since the code under test may replace it. It ends the process without Python's own
+# farewell, which would wait for threads left running.
+exit_process = os._exit
+
 
 def main() -> None:
     """Run one request from standard input."""
     request = json.loads(sys.stdin.readline())
-    run(request, silenced_output())
-
-
-def run(request: dict[str, Any], results: TextIO) -> NoReturn:
-    """Run pytest as the request asks, send what comes of it, and end the process.
-
-    It ends without Python's own farewell, which would wait for threads left running.
-    """
-    exit_process = os._exit
+    results = Results()
+    results.open(silenced_output())
     try:
-        _limit_memory(request["memory_bytes"])
-        os.environ.update(request["environment"])
-        os.chdir(request["root"])
+        limit_memory(request["memory_bytes"])
+        enter(request)
         import pytest
 
-        exit_code = pytest.main(request["arguments"], plugins=[_Sender(results)])
-        say(results, {"exit": int(exit_code)})
-        results.write(END.decode())
-        results.flush()
+        which = [f"--impl={request['impl']}", f"--kata-seed={request['seed']}"]
+        results.finish(pytest.main([*request["arguments"], *which], plugins=[results]))
     except BaseException:
         exit_process(70)
     exit_process(0)
+
+
+def enter(request: dict[str, Any]) -> None:
+    """Take on the environment and the folder that the request asks for."""
+    os.environ.update(request["environment"])
+    os.chdir(request["root"])
 
 
 def silenced_output() -> TextIO:
@@ -57,27 +57,54 @@ def say(file: TextIO, message: dict[str, Any]) -> None:
     file.flush()
 
 
-class _Sender:
-    """A pytest plugin that sends each kata test's result as it comes."""
+class Results:
+    """A pytest plugin that sends each kata test's result as it comes.
 
-    def __init__(self, results: TextIO) -> None:
-        self._results = results
+    What comes before `open` is kept, and sent then.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.kept: list[str] = []
+        self._file: TextIO | None = None
+
+    def open(self, file: TextIO) -> None:
+        """Send to this file from now on."""
+        self._file = file
+        for line in self.kept:
+            file.write(line + "\n")
+
+    def finish(self, exit_code: int) -> None:
+        """Send pytest's exit code, as the last message."""
+        self._say({"exit": int(exit_code)})
+        if self._file is not None:
+            self._file.write(END.decode())
+            self._file.flush()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
+        """Send a test's result."""
         if hasattr(report, "kata"):
-            say(self._results, {"test": report.kata["result"]})
+            self._say({"test": report.kata["result"]})
 
     def pytest_collectreport(self, report: Any) -> None:
+        """Send why a test file could not be collected, or was skipped."""
         if report.failed:
-            say(self._results, {"problem": str(report.longrepr)})
+            self._say({"problem": str(report.longrepr)})
         elif report.skipped:
-            say(self._results, {"problem": report.longrepr[2].removeprefix("Skipped: ")})
+            self._say({"problem": report.longrepr[2].removeprefix("Skipped: ")})
 
     def pytest_internalerror(self, excrepr: Any) -> None:
-        say(self._results, {"problem": str(excrepr).strip().splitlines()[-1]})
+        """Send the last line of what went wrong inside pytest."""
+        self._say({"problem": str(excrepr).strip().splitlines()[-1]})
+
+    def _say(self, message: dict[str, Any]) -> None:
+        if self._file is None:
+            self.kept.append(json.dumps(message))
+        else:
+            say(self._file, message)
 
 
-def _limit_memory(extra: int) -> None:
+def limit_memory(extra: int) -> None:
     """Cap the address space a bit above what the process has mapped already."""
     statm = Path("/proc/self/statm")
     # Elsewhere RLIMIT_AS is missing, not kept, or cannot be measured. CUDA maps more than it uses.

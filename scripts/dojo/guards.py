@@ -15,7 +15,6 @@ from typing import Any
 
 from _pytest.outcomes import Failed
 
-TIMEOUT_SECONDS = 10.0
 OUTPUT_BYTES = 16 * 2**20
 
 

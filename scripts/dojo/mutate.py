@@ -13,9 +13,10 @@ from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator, operator_names
 
 from dojo.catalogue import Kata
+from dojo.limits import Limits
 from dojo.pool import Pool
 from dojo.results import Outcome, Status
-from dojo.runner import Limits, Runner
+from dojo.runner import Runner
 
 # A mutant may loop for ever, so it gets little time; a reference's test takes milliseconds.
 LIMITS = Limits(test_seconds=3.0, run_seconds=20.0)

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from dojo.limits import Limits
 from dojo.project import Project
-from dojo.runner import Limits, Runner
+from dojo.runner import Runner
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

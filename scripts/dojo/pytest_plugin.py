@@ -23,6 +23,7 @@ from dojo.catalogue import load
 from dojo.device import has_gpu
 from dojo.errors import DojoError
 from dojo.files import revision
+from dojo.limits import Limits
 from dojo.loading import explain_load_error, load_module
 from dojo.results import Outcome, TestResult
 
@@ -47,9 +48,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--kata-timeout",
         type=float,
-        default=guards.TIMEOUT_SECONDS,
         metavar="SECONDS",
-        help="how long one test may run (default: %(default)g)",
+        help="how long one test may run (default: KATA_TEST_SECONDS, or 10)",
     )
     group.addoption("--kata-no-history", action="store_true", help="do not record this run")
 
@@ -57,6 +57,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, choose the seed, and start collecting verdicts."""
     config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped with a reason elsewhere")
+    if config.option.kata_timeout is None:
+        try:
+            config.option.kata_timeout = Limits.from_environment().test_seconds
+        except DojoError as error:
+            raise pytest.UsageError(str(error)) from None
     if config.option.kata_seed is None:
         # Set on the options: xdist hands these to its workers, so that all use one seed.
         config.option.kata_seed = secrets.randbelow(2**31)

@@ -2,27 +2,17 @@
 
 import json
 import os
+import secrets
 import signal
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from dojo import guards
 from dojo.catalogue import Kata
+from dojo.limits import Limits
 from dojo.project import Project
 from dojo.results import Outcome, RunResult, Status, TestResult, broken, solved
 from dojo.transport import Cold, Transport, Warm
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a run may take."""
-
-    test_seconds: float = guards.TIMEOUT_SECONDS
-    run_seconds: float = 60.0
-    memory_bytes: int = 4 * 2**30
 
 
 class Runner:
@@ -36,7 +26,7 @@ class Runner:
         Not `warm`, for where there is no fork: a fresh process for every run, the same results.
         """
         self._project = project
-        self._limits = limits or Limits()
+        self._limits = limits or Limits.from_environment()
         self._lock = threading.Lock()
         self._transport: Transport = Warm(project) if warm else Cold(project)
 
@@ -53,31 +43,29 @@ class Runner:
         """End the processes."""
         self.close()
 
-    def run(
-        self,
-        kata: Kata,
-        impl: str = "botched",
-        seed: int | None = None,
-        select: Sequence[str] = (),
-    ) -> RunResult:
-        """Run the kata's tests (or those selected by name) against an implementation."""
-        arguments = [
-            *([f"{kata.tests}::{name}" for name in select] or [str(kata.folder)]),
-            f"--rootdir={self._project.root}",
-            f"--impl={impl}",
-            f"--kata-timeout={self._limits.test_seconds}",
-            "--kata-no-history",
-            "-q",
-            "-pno:cacheprovider",
-            *([] if seed is None else [f"--kata-seed={seed}"]),
-        ]
+    def run(self, kata: Kata, impl: str = "botched", seed: int | None = None) -> RunResult:
+        """Run the kata's tests against an implementation, which goes by its `--impl`."""
+        root = self._project.root
         request = {
-            "root": str(self._project.root),
-            "arguments": arguments,
+            "root": str(root),
+            "arguments": [
+                str(kata.folder),
+                f"--rootdir={root}",
+                f"--kata-timeout={self._limits.test_seconds}",
+                "--kata-no-history",
+                "-q",
+                "-pno:cacheprovider",
+                # A crash ends in a verdict; its trace would come out among what is shown.
+                "-pno:faulthandler",
+            ],
+            # An edit of any of these needs the tests to be collected anew.
+            "collects": [str(kata.tests), str(root / "conftest.py"), str(root / "pyproject.toml")],
+            "impl": impl,
+            "seed": secrets.randbelow(2**31) if seed is None else seed,
             # Plugins found by entry points cost more than a fast kata's tests.
             "environment": {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             "run_seconds": self._limits.run_seconds,
-            "memory_bytes": self._limits.memory_bytes,
+            "memory_bytes": int(self._limits.memory_gb * 2**30),
         }
         with self._lock:
             answer = self._transport.ask(request)

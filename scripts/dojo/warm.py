@@ -2,6 +2,10 @@
 
 It reads one JSON object a line from standard input and answers each on standard output; see
 `dojo.runner`, its only client. An end of input, or a broken pipe, ends it.
+
+Three processes stand in a row. The first imports. It forks a second, which lets pytest collect the
+tests of one kata, and serves every request for these; another kata, or an edited test file, gets
+another second process. The third is forked for one request and runs the collected tests.
 """
 
 import contextlib
@@ -11,18 +15,21 @@ import os
 import select
 import signal
 import time
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 from dojo import child
 
 _PRELOAD = ("numpy.random", "torch.overrides", "dojo.verdict")
 _CHUNK = 65_536
+_COLLECTED = b"collected\n"
 
 
 def main() -> None:
     """Serve requests until standard input ends."""
-    # What an import prints must not end up among the answers.
+    # What an import prints must not end up among the answers, and pytest takes descriptor 0.
     answers = child.silenced_output()
+    requests = os.dup(0)
     for name in _PRELOAD:
         __import__(name)
     import pytest
@@ -37,66 +44,172 @@ def main() -> None:
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
-    wake = _wake_on_child_exit()
     child.say(answers, {"ready": True})
-    while line := _read_line(0):
-        request = json.loads(line)
-        if "cancel" not in request:  # a cancel that came too late
-            child.say(answers, _run(request, wake))
+    line = _read_line(requests)
+    while line:
+        # A cancel that came too late is nobody's.
+        late = "cancel" in json.loads(line)
+        line = _read_line(requests) if late else _delegate(line, requests, answers)
 
 
-def _run(request: dict[str, Any], wake: int) -> dict[str, Any]:
-    """Fork, run the request there, and return what came back within the time limit."""
-    started = time.monotonic()
+def _delegate(line: bytes, requests: int, answers: TextIO) -> bytes:
+    """Have a fork serve the request and all that are like it; return the first that is not."""
     receive, send = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(receive)
-        _child(request, send)
+        _Collector(json.loads(line), requests, answers, send).serve()
     os.close(send)
-    received = bytearray()
-    ended = None
-    deadline = started + request["run_seconds"]
-    status = None
-    while status is None:
-        left = deadline - time.monotonic()
-        ready, _, _ = select.select([receive, wake, 0], [], [], max(left, 0))
-        if 0 in ready:  # a cancel, or the client is gone
-            ended = "cancelled"
-            break
-        if not ready:
-            ended = "timeout"
-            break
-        if receive in ready:
-            chunk = os.read(receive, _CHUNK)
-            received += chunk
-            if not chunk or received.endswith(child.END):
-                break
-        if wake in ready:
-            os.read(wake, _CHUNK)
-            status = _reap(pid, os.WNOHANG)
-    _kill_group(pid)
-    if status is None:
-        status = _reap(pid, 0)
-    while select.select([receive], [], [], 0)[0] and (chunk := os.read(receive, _CHUNK)):
-        received += chunk
+    collected = _read_line(receive)
+    unlike = _read_line(receive) if collected else b""
     os.close(receive)
-    if ended == "cancelled":
-        _read_line(0)
-    return {
-        "ended": ended,
-        "status": status,
-        "seconds": time.monotonic() - started,
-        "lines": received.decode("utf-8", errors="replace").splitlines(),
-    }
+    _, status = os.waitpid(pid, 0)
+    if collected:
+        return unlike
+    # It was stopped while it imported the tests, before it could answer.
+    code = os.waitstatus_to_exitcode(status)
+    ended = "timeout" if code == -signal.SIGALRM else None
+    child.say(answers, {"ended": ended, "status": code, "seconds": 0.0, "lines": []})
+    return _read_line(requests)
 
 
-def _child(request: dict[str, Any], send: int) -> NoReturn:
-    os.setsid()  # a group of its own: what it leaves running is killed with it
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.dup2(1, 2)  # a crash prints its trace there; the verdict says what happened
-    child.run(request, os.fdopen(send, "w", encoding="utf-8"))
+class _Collector:
+    """A pytest plugin that stops between collecting and running, and forks there for requests."""
+
+    def __init__(self, request: dict[str, Any], requests: int, answers: TextIO, relay: int) -> None:
+        self._request = request
+        self._kind = _kind(request)
+        self._requests = requests
+        self._answers = answers
+        self._relay = relay
+        self._results = child.Results()
+        self._forked = False
+
+    def serve(self) -> NoReturn:
+        """Collect, serve, and end the process."""
+        try:
+            child.enter(self._request)
+            # Ends the process where a test file loops as it is imported.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, self._request["run_seconds"])
+            import pytest
+
+            code = pytest.main(list(self._request["arguments"]), plugins=[self._results, self])
+            self._results.finish(code)
+            if not self._forked:
+                self._answer_without_running()
+        except BaseException:
+            child.exit_process(70)
+        child.exit_process(0)
+
+    def pytest_runtestloop(self, session: Any) -> None:
+        """Serve requests here; return, so that the tests run, in the forks alone."""
+        self._say_collected()
+        wake = _wake_on_child_exit()
+        gc.collect()
+        gc.freeze()
+        request: dict[str, Any] | None = self._request
+        while request is not None:
+            answer = self._run(request, wake, session.config)
+            if self._forked:
+                return
+            child.say(self._answers, answer)
+            request = self._next()
+        child.exit_process(0)
+
+    def _answer_without_running(self) -> None:
+        """Answer where pytest gave up before the tests, then leave the next request to others."""
+        self._say_collected()
+        answer = {"ended": None, "status": 0, "seconds": 0.0, "lines": self._results.kept}
+        child.say(self._answers, answer)
+        os.write(self._relay, _read_line(self._requests))
+
+    def _say_collected(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        os.write(self._relay, _COLLECTED)
+
+    def _next(self) -> dict[str, Any] | None:
+        """Return the next request, or None after passing on one that these tests are not for."""
+        while line := _read_line(self._requests):
+            request: dict[str, Any] = json.loads(line)
+            if "cancel" in request:  # it came too late
+                continue
+            if _kind(request) == self._kind:
+                return request
+            os.write(self._relay, line)
+            break
+        return None
+
+    def _run(self, request: dict[str, Any], wake: int, config: Any) -> dict[str, Any]:
+        """Fork, run the request there, and return what came back within the time limit."""
+        started = time.monotonic()
+        receive, send = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(receive)
+            self._become_child(request, send, config)
+            return {}
+        os.close(send)
+        received = bytearray()
+        ended = None
+        deadline = started + request["run_seconds"]
+        status = None
+        while status is None:
+            left = deadline - time.monotonic()
+            ready, _, _ = select.select([receive, wake, self._requests], [], [], max(left, 0))
+            if self._requests in ready:  # a cancel, or the client is gone
+                ended = "cancelled"
+                break
+            if not ready:
+                ended = "timeout"
+                break
+            if receive in ready:
+                chunk = os.read(receive, _CHUNK)
+                received += chunk
+                if not chunk or received.endswith(child.END):
+                    break
+            if wake in ready:
+                os.read(wake, _CHUNK)
+                status = _reap(pid, os.WNOHANG)
+        _kill_group(pid)
+        if status is None:
+            status = _reap(pid, 0)
+        while select.select([receive], [], [], 0)[0] and (chunk := os.read(receive, _CHUNK)):
+            received += chunk
+        os.close(receive)
+        if ended == "cancelled":
+            _read_line(self._requests)
+        return {
+            "ended": ended,
+            "status": status,
+            "seconds": time.monotonic() - started,
+            "lines": received.decode("utf-8", errors="replace").splitlines(),
+        }
+
+    def _become_child(self, request: dict[str, Any], send: int, config: Any) -> None:
+        self._forked = True
+        os.setsid()  # a group of its own: what it leaves running is killed with it
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.close(self._requests)
+        os.close(self._relay)
+        # Captured output goes to files, which must not be the same as those of other runs.
+        capture = config.pluginmanager.getplugin("capturemanager")
+        capture.stop_global_capturing()
+        os.dup2(1, 2)  # a crash prints its trace there; the verdict says what happened
+        capture.start_global_capturing()
+        capture.suspend_global_capture()
+        config.option.impl = request["impl"]
+        config.option.kata_seed = request["seed"]
+        child.limit_memory(request["memory_bytes"])
+        self._results.open(os.fdopen(send, "w", encoding="utf-8"))
+
+
+def _kind(request: dict[str, Any]) -> object:
+    """Return what two requests share that can run from the same collected tests."""
+    files = [Path(path) for path in request["collects"]]
+    stats = [path.stat() if path.exists() else None for path in files]
+    return request["arguments"], [stat and (stat.st_mtime_ns, stat.st_size) for stat in stats]
 
 
 def _wake_on_child_exit() -> int:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from dojo import catalogue
+from dojo.limits import Limits
 from dojo.project import Project
-from dojo.runner import Limits, Runner
+from dojo.runner import Runner
 
 REAL = Project.here()
 
@@ -109,6 +110,6 @@ def kata(project):
 
 @pytest.fixture
 def runner(project):
-    limits = Limits(test_seconds=2.0, run_seconds=6.0, memory_bytes=2**30)
+    limits = Limits(test_seconds=2.0, run_seconds=6.0, memory_gb=1.0)
     with Runner(project, limits) as runner:
         yield runner

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from dojo.errors import DojoError
+from dojo.limits import Limits
 from dojo.results import Outcome, Status
-from dojo.runner import Limits, Runner
+from dojo.runner import Runner
 
 SHIFT = "\n\ndef shift(x, offset):\n    return x + offset\n"
 # Fails to load where an earlier run left torch or the environment changed.
@@ -149,9 +151,46 @@ def test_a_cold_run_can_be_cancelled(project, kata):
         assert time.monotonic() - started < 10
 
 
-def test_tests_can_be_selected(runner, kata):
-    result = runner.run(kata, select=["test_shift"])
-    assert [test.name for test in result.tests] == ["test_shift"]
+def test_an_edited_test_file_is_collected_anew(runner, kata):
+    assert runner.run(kata, "reference").status == Status.PASSED
+    text = kata.tests.read_text()
+    kata.tests.write_text(text + "\n\ndef test_more(impl):\n    assert impl.scale(1, 1) == 2\n")
+    assert runner.run(kata, "reference").status == Status.FAILED
+    kata.tests.write_text("import nothing_of_this_name\n")
+    assert "nothing_of_this_name" in runner.run(kata, "reference").detail
+    kata.tests.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    assert runner.run(kata, "reference").status == Status.CRASHED
+    kata.tests.write_text("while True: pass\n")
+    assert runner.run(kata, "reference").status == Status.TIMEOUT
+    kata.tests.unlink()
+    assert runner.run(kata, "reference").status == Status.BROKEN
+    kata.tests.write_text(text)
+    assert runner.run(kata, "reference").status == Status.PASSED
+
+
+def test_what_one_run_prints_is_not_shown_by_the_next(runner, kata):
+    kata.botched.write_text(when_called("import os; print('from before'); os.kill(os.getpid(), 9)"))
+    assert runner.run(kata).status == Status.CRASHED
+    kata.tests.write_text(
+        "def test_output(impl, capfd):\n"
+        "    impl.scale(1, 1)\n"
+        "    assert not any(capfd.readouterr())\n"
+    )
+    kata.botched.write_text(GOOD)
+    assert runner.run(kata).status == Status.PASSED
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf", ""])
+def test_a_limit_that_is_no_number_is_refused_with_its_name(monkeypatch, text):
+    monkeypatch.setenv("KATA_TEST_SECONDS", text)
+    with pytest.raises(DojoError, match="KATA_TEST_SECONDS"):
+        Limits.from_environment()
+
+
+def test_each_limit_has_its_setting(monkeypatch):
+    monkeypatch.setenv("KATA_TEST_SECONDS", "1.5")
+    monkeypatch.setenv("KATA_MEMORY_GB", "2")
+    assert Limits.from_environment() == Limits(1.5, 60.0, 2.0)
 
 
 def test_a_run_can_be_cancelled_and_the_next_one_works(runner, kata):
@@ -169,19 +208,24 @@ def test_a_run_can_be_cancelled_and_the_next_one_works(runner, kata):
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts through /proc")
 def test_many_runs_leave_nothing_behind(runner, kata):
     runner.run(kata)
-    server = runner._transport.process.pid
+    first = runner._transport.process.pid
+
+    def children(process):
+        return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+
+    (collector,) = children(first)
 
     def held():
-        children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
-        pages = int(Path(f"/proc/{server}/statm").read_text().split()[1])
-        return len(list(Path(f"/proc/{server}/fd").iterdir())), len(children), pages
+        files = [len(list(Path(f"/proc/{p}/fd").iterdir())) for p in (first, collector)]
+        pages = int(Path(f"/proc/{collector}/statm").read_text().split()[1])
+        return [*files, children(first), children(collector)], pages
 
-    before = held()
-    for _ in range(30):
+    before, pages_before = held()
+    for _ in range(100):
         runner.run(kata)
-    descriptors, children, pages = held()
-    assert (descriptors, children) == before[:2]
-    assert pages - before[2] < 2_000  # 8 MB
+    after, pages = held()
+    assert after == before
+    assert pages - pages_before < 256  # 1 MB
 
 
 def test_closing_ends_the_warm_process(runner, kata):

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from dojo import catalogue
+from dojo.limits import Limits
 from dojo.project import Project
-from dojo.runner import Limits, Runner
+from dojo.runner import Runner
 
 REAL = Project.here()
 SEED = 20

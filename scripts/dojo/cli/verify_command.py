@@ -14,6 +14,7 @@ from dojo.catalogue import Kata
 from dojo.cli.table import render
 from dojo.device import has_gpu
 from dojo.errors import DojoError
+from dojo.limits import Limits
 from dojo.pool import runner_pool
 from dojo.project import Project
 from dojo.verify import Report, verify
@@ -40,7 +41,9 @@ def command(project: Project, names: tuple[str, ...], mutants: bool) -> None:
 
 def _bugs(project: Project, katas: Sequence[Kata]) -> bool:
     reports = []
-    with runner_pool(project) as pool:
+    # Compiling and tuning kernels takes far longer than running them.
+    limits = Limits(run_seconds=600.0) if has_gpu() else None
+    with runner_pool(project, limits) as pool:
         for kata in playable(katas):
             click.echo(f"verifying {kata.name} ...", err=True)
             reports.append(verify(kata, pool, has_gpu()))

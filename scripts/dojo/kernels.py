@@ -107,7 +107,7 @@ class Memory(TorchFunctionMode):
     def poisoned(self, x: Tensor, name: str = "out") -> Tensor:
         """Return a tensor of the same shape and strides to write to, full of NaN or 77."""
         view = self.place(x, name, written=True)
-        _once(view).copy_(_filled(_poison(x.dtype), 1, x.dtype))
+        _once(view).copy_(_filled(_poison(x.dtype), 1, x.dtype)[0])
         return view
 
     def check(self) -> None:
@@ -121,7 +121,8 @@ class Memory(TorchFunctionMode):
         """Guard what a factory returns."""
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if isinstance(result, Tensor) and result.device.type == DEVICE:
+        # An empty one has nothing to guard, and an operator may resize it.
+        if isinstance(result, Tensor) and result.numel() and result.device.type == DEVICE:
             if name in _EMPTY:
                 return self.poisoned(result, "a tensor made by torch.empty")
             if name in _FILLED:

@@ -57,6 +57,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, choose the seed, and start collecting verdicts."""
     config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped with a reason elsewhere")
+    # xdist's own, which a run without xdist does not know.
+    config.addinivalue_line("markers", "xdist_group(name): tests that one worker runs, in order")
     if config.option.kata_timeout is None:
         try:
             config.option.kata_timeout = Limits.from_environment().test_seconds

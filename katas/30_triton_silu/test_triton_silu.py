@@ -1,0 +1,216 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dojo.kernels import DEVICE, guarded, run, speed
+from dojo.testing import assert_matches, forbid, layouts
+
+# What the brief allows: 1e-5 in float32 work, and for float16 two units in the last place of
+# ordinary numbers and of the smallest ones.
+TOLERANCES = {
+    torch.float32: {"rtol": 1e-5, "atol": 1e-30},
+    torch.float16: {"rtol": 2e-3, "atol": 1.2e-7},
+}
+DTYPES = list(TOLERANCES)
+# No two axes of a shape are equal; a number alone comes last.
+SHAPES = [(3, 5), (1, 6), (6, 1), (4, 3, 5), (2, 5, 3, 7), (9,), (1,), ()]
+# One, odd, a power of two, and just over one: blocks of any usual size end inside the last two.
+LENGTHS = [1, 127, 128, 1000, 1025, 4097, 20_001]
+# Neither axis is a multiple of a usual tile's, and either may be the long one.
+MATRICES = [(131, 70), (65, 129), (3, 300), (300, 3)]
+
+
+def numbers(*shape, dtype=torch.float32):
+    """Numbers of both signs, a few of them large."""
+    return (3 * torch.randn(shape, dtype=torch.float64)).to(dtype)
+
+
+def assert_silu(actual, x, behaviour):
+    """Compare with torch's operator in float64."""
+    expected = F.silu(x.double()).to(x.dtype)
+    assert_matches(actual, expected, behaviour, **TOLERANCES[x.dtype])
+
+
+def check_into(impl, x, out, behaviour):
+    """Let `silu_into` write into a poisoned, guarded tensor of the strides of `out`."""
+    with guarded() as memory:
+        target = memory.poisoned(out)
+        result = impl.silu_into(memory.place(x), target)
+    assert result is None, f"silu_into should return None and returns {type(result).__name__}"
+    assert_silu(target, x, f"out after silu_into, {behaviour}")
+
+
+def scattered(x):
+    """Return the same values with strides that fit no tensor of fewer axes.
+
+    They are every other row, column and so on of a larger tensor, first and last axis exchanged.
+    """
+    larger = torch.zeros([2 * size + 1 for size in x.transpose(0, -1).shape], dtype=x.dtype)
+    return larger.transpose(0, -1)[(slice(1, None, 2),) * x.ndim].copy_(x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_silu_matches_torch(impl, dtype):
+    for shape in SHAPES:
+        x = numbers(*shape, dtype=dtype)
+        with forbid("silu", "silu_", "sigmoid", "sigmoid_", "exp", "exp_"):
+            actual = run(impl.silu, x)
+        assert_silu(actual, x, f"silu of a {shape} tensor, {dtype}")
+
+
+def test_silu_by_hand(impl):
+    x = torch.tensor([-20.0, -1.0, 0.0, 1.0, 20.0])
+    expected = torch.tensor([-4.1223072e-8, -0.26894142, 0.0, 0.73105858, 20.0])
+    actual = run(impl.silu, x=x)
+    assert_matches(actual, expected, "silu of (-20, -1, 0, 1, 20)", **TOLERANCES[x.dtype])
+
+
+@pytest.mark.parametrize("length", [5, 1000, 4095])
+def test_nothing_behind_the_last_element_is_written(impl, length):
+    x = numbers(length)
+    check_into(impl, x, torch.empty(length), f"{length} numbers")
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_tensors_of_any_length(impl, length):
+    x = numbers(length)
+    assert_silu(run(impl.silu, x), x, f"silu of {length} numbers")
+    half = numbers(length, dtype=torch.float16)
+    assert_silu(run(impl.silu, half), half, f"silu of {length} float16 numbers")
+
+
+@pytest.mark.parametrize("shape", MATRICES)
+def test_strided_matrices_of_any_size(impl, shape):
+    rows, columns = shape
+    x = numbers(rows, columns + 4)[:, 3:-1]
+    assert_silu(run(impl.silu, x), x, f"silu of {shape}, columns of a wider matrix")
+    check_into(impl, x, torch.empty(columns, rows).T, f"{shape}, x strided and out transposed")
+
+
+def test_x_of_any_layout(impl):
+    for shape in [(7, 5), (4, 3, 5), (2, 5, 3, 7)]:
+        for layout, x in [*layouts(numbers(*shape)), ("scattered", scattered(numbers(*shape)))]:
+            assert_silu(run(impl.silu, x), x, f"silu of a {shape} tensor that is {layout}")
+            check_into(impl, x, torch.empty(shape), f"a {shape} x that is {layout}")
+
+
+def test_x_of_rows_far_apart(impl):
+    x = numbers(9, 40)[:, :5]
+    assert_silu(run(impl.silu, x), x, "silu of the first 5 columns of 40")
+
+
+def test_expanded_x(impl):
+    for x in [numbers(5).expand(3, 5), numbers(3, 1).expand(3, 5), numbers(1).expand(7)]:
+        shape = tuple(x.shape)
+        assert_silu(run(impl.silu, x), x, f"silu of {shape} numbers, strides {x.stride()}")
+        check_into(impl, x, torch.empty(shape), f"{shape} numbers, strides {x.stride()}")
+
+
+def test_axes_of_one_with_any_stride(impl):
+    x = numbers(30).as_strided((2, 1, 3, 1, 5), (15, 7, 5, 9, 1))
+    assert_silu(run(impl.silu, x), x, f"silu of a {tuple(x.shape)} tensor, strides {x.stride()}")
+    check_into(impl, x, torch.empty(x.shape), f"a {tuple(x.shape)} x, strides {x.stride()}")
+
+
+def test_out_is_a_strided_matrix(impl):
+    x = numbers(7, 5)
+    places = {
+        "transposed": torch.empty(5, 7).T,
+        "every other row of a taller matrix": torch.empty(14, 5)[::2],
+        "every other column of a wider matrix": torch.empty(7, 11)[:, 1::2],
+        "a window on a larger matrix": torch.empty(10, 12)[2:9, 4:9],
+        "one slice of a last axis": torch.empty(7, 5, 4)[..., 2],
+    }
+    for where, out in places.items():
+        check_into(impl, x, out, f"out that is {where}")
+        check_into(impl, x.half(), out.half(), f"float16 out that is {where}")
+    check_into(impl, numbers(9), torch.empty(9, 4)[:, 1], "out that is a column")
+
+
+def test_out_of_more_axes(impl):
+    for shape in [(4, 3, 5), (2, 5, 3, 7)]:
+        x = numbers(*shape)
+        for layout, out in [*layouts(x), ("scattered", scattered(x))]:
+            check_into(impl, x, out, f"a {shape} out that is {layout}")
+            check_into(impl, scattered(x), out, f"x scattered, a {shape} out that is {layout}")
+
+
+def test_out_may_be_x(impl):
+    for shape in [(9,), (7, 5), (4, 3, 5)]:
+        for layout, x in [*layouts(numbers(*shape)), ("scattered", scattered(numbers(*shape)))]:
+            with guarded() as memory:
+                target = memory.place(x, "x, which is out", written=True)
+                impl.silu_into(x=target, out=target)
+            assert_silu(target, x, f"x after silu_into(x, x), {shape} and {layout}")
+
+
+def test_x_and_out_may_be_parts_of_one_tensor(impl):
+    both = numbers(6, 10)
+    with guarded() as memory:
+        target = memory.place(both, "the tensor that holds x and out", written=True)
+        impl.silu_into(target[:, ::2], target[:, 1::2])
+    assert_silu(target[:, 1::2], both[:, ::2], "odd columns after silu_into of the even columns")
+    assert_matches(target[:, ::2], both[:, ::2], "even columns after that", rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_numbers(impl, dtype):
+    x = torch.tensor([-6e4, -1e3, -120.0, -88.0, 88.0, 120.0, 1e3, 6e4], dtype=dtype)
+    assert_silu(run(impl.silu, x), x, f"silu of numbers from -60,000 to 60,000, {dtype}")
+
+
+def test_float16_of_very_negative_numbers(impl):
+    # The sigmoid of these is one of the smallest float16 numbers, or none; their SiLU is not.
+    x = torch.arange(-18, -9, 1 / 64, dtype=torch.float16)
+    assert_silu(run(impl.silu, x), x, "silu of float16 numbers from -18 to -9")
+
+
+def test_empty_tensors(impl):
+    for shape in [(0,), (0, 3), (3, 0), (2, 0, 4), (2, 0, 3, 0, 5)]:
+        for dtype in DTYPES:
+            x = torch.empty(shape, dtype=dtype)
+            assert_silu(run(impl.silu, x), x, f"silu of an empty {shape} tensor")
+            check_into(impl, x, torch.empty_like(x), f"an empty {shape} tensor")
+
+
+def need(gigabytes):
+    """Skip the test where the GPU has less memory to give."""
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info()[0] / 2**30
+    if free < gigabytes:
+        pytest.skip(f"needs {gigabytes} GiB of GPU memory, and {free:.0f} are free")
+
+
+@pytest.mark.gpu
+def test_more_than_2_to_the_31_elements(impl):
+    need(10)
+    # An offset that wraps at 2**31 reaches back into `memory`, and harms nothing else.
+    memory = torch.zeros(2**32 + 5000, dtype=torch.float16, device=DEVICE)
+    x = memory[2**31 :]
+    last = numbers(10_000, dtype=torch.float16)
+    x[-10_000:] = last
+    impl.silu_into(x, x)
+    assert_silu(x[-10_000:], last, "the last 10,000 of 2**31 + 5,000 numbers after silu_into")
+
+
+@pytest.mark.gpu
+def test_rows_2_to_the_30_elements_apart(impl):
+    need(10)
+    memory = torch.zeros(2**32 + 5000, dtype=torch.float16, device=DEVICE)
+    x = memory.as_strided((3, 5), (2**30 + 1, 1), 2**31)
+    values = numbers(3, 5, dtype=torch.float16)
+    x.copy_(values)
+    impl.silu_into(x, x)
+    assert_silu(x, values, "x after silu_into of three rows that lie 2**30 elements apart")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_speed(impl, dtype):
+    x = numbers(2**26, dtype=dtype).to(DEVICE)
+    compiled = torch.compile(lambda x: x * torch.sigmoid(x))
+    ratio = speed(lambda: impl.silu(x), lambda: F.silu(x), lambda: compiled(x))
+    assert ratio >= 1 / 1.5, (
+        f"silu of 2**26 numbers, {dtype}, should take at most 1.5 times as long as torch's; "
+        f"it takes {1 / ratio:.1f} times as long"
+    )

@@ -1,0 +1,259 @@
+import pytest
+import torch
+
+from dojo.kernels import DEVICE, guarded, run, speed
+from dojo.testing import assert_matches, forbid, layouts
+
+# What the brief promises. A float16 has 11 bits, so that two units in its last place are up to
+# 2 to the -9th of a value, and two steps of 6e-8 below the smallest normal one.
+TOLERANCES = {torch.float32: (1e-5, 1e-7), torch.float16: (2e-3, 1.2e-7)}
+DTYPES = [torch.float32, torch.float16]
+INF = float("inf")
+
+
+def scores(*shape, dtype=torch.float32):
+    """Return scores spread widely enough that no row is near uniform."""
+    return (3 * torch.randn(shape, dtype=torch.float64)).to(dtype).to(DEVICE)
+
+
+def assert_softmax(actual, x, behaviour):
+    rtol, atol = TOLERANCES[x.dtype]
+    expected = torch.softmax(x.double(), -1).to(x.dtype)
+    name = str(x.dtype).removeprefix("torch.")
+    behaviour = f"softmax of {behaviour}, shape {tuple(x.shape)}, {name}"
+    assert_matches(actual, expected, behaviour, rtol=rtol, atol=atol)
+
+
+def check(impl, x, behaviour):
+    assert_softmax(run(impl.softmax, x), x, behaviour)
+
+
+# Rows of a few thousand scores at most. No two axes are equal.
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_widths_of_a_power_of_two(impl, dtype):
+    for shape in [(6, 8), (3, 16), (7, 128), (5, 1024)]:
+        check(impl, scores(*shape, dtype=dtype), "rows as wide as a power of two")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_odd_widths(impl, dtype):
+    for shape in [(4, 7), (3, 100), (5, 781), (2, 3001)]:
+        check(impl, scores(*shape, dtype=dtype), "rows of an odd width")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_widths_just_over_a_power_of_two(impl, dtype):
+    for shape in [(4, 3), (3, 17), (4, 129), (2, 4097)]:
+        check(impl, scores(*shape, dtype=dtype), "rows one wider than a power of two")
+
+
+def test_one_row_or_one_column(impl):
+    for shape in [(1, 1), (300, 1), (1, 2500)]:
+        check(impl, scores(*shape), "one row or one column")
+
+
+def test_many_rows(impl):
+    for shape in [(257, 6), (1031, 3), (131, 40)]:
+        check(impl, scores(*shape), "many rows")
+
+
+def test_empty(impl):
+    for shape in [(0, 5), (4, 0), (0, 20_000)]:
+        check(impl, scores(*shape), "an empty tensor")
+
+
+def test_takes_its_argument_by_name(impl):
+    x = scores(4, 7)
+    assert_softmax(run(impl.softmax, x=x), x, "x passed by name")
+
+
+def test_rows_apart_in_memory(impl):
+    wide = scores(11, 40)
+    check(impl, wide[:, 3:26], "columns 3 to 25 of wider rows")
+    check(impl, wide[::2, :23], "every other row, its first columns")
+
+
+def test_any_memory_layout(impl):
+    for layout, x in layouts(scores(5, 23, dtype=torch.float16)):
+        check(impl, x, f"a tensor that is {layout}")
+    check(impl, scores(19).expand(6, 19), "one row expanded to six")
+    check(impl, scores(6, 1).expand(6, 19), "one column expanded to nineteen")
+
+
+def test_large_scores(impl):
+    check(impl, scores(4, 7) + 1e4, "scores near 10,000")
+    check(impl, (scores(4, 7) + 6e4).half(), "scores near 60,000")
+    check(impl, scores(4, 1000) * 1e37, "scores near 1e37")
+
+
+def test_scores_far_below_zero(impl):
+    check(impl, scores(4, 7) - 1e4, "scores near -10,000")
+    check(impl, scores(3, 2001) - 1e6, "scores near -1,000,000")
+    lowest = torch.finfo(torch.float32).min
+    check(impl, torch.full((3, 5), lowest, device=DEVICE), "the lowest scores there are")
+
+
+def test_rows_far_apart(impl):
+    # exp of one row's scores is zero, or infinite, next to those of another.
+    levels = torch.tensor([-1e4, 0.0, 1e4, -3e4, 500.0], device=DEVICE)[:, None]
+    check(impl, scores(5, 9) + levels, "rows at -10,000, 0, 10,000, -30,000 and 500")
+
+
+def test_scores_far_apart_in_a_row(impl):
+    x = torch.tensor([[0, -200, -1e4], [300, 0, 299], [-3e38, 3e38, -3e38]], device=DEVICE)
+    check(impl, torch.cat([x, x], 1), "scores up to 6e38 apart")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_minus_infinity_gets_probability_zero(impl, dtype):
+    x = scores(5, 23, dtype=dtype)
+    x[0, :9] = x[1, 9:] = x[2, ::2] = x[3, :-1] = x[4, 11] = -INF
+    check(impl, x, "rows with some scores of -inf")
+    x[1] = x[3] = -INF
+    check(impl, x, "rows of nothing but -inf between others")
+
+
+def test_nan_and_infinity(impl):
+    for width in [7, 16_384, 20_001]:
+        x = scores(3, width)
+        x[0, -1] = float("nan")
+        x[2, 3] = INF
+        check(impl, x, "a row that ends with NaN, one of numbers, and one with +inf in it")
+
+
+# Rows wider than a block.
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wide_rows(impl, dtype):
+    for shape in [(3, 16_385), (2, 32_768), (1, 65_001)]:
+        check(impl, scores(*shape, dtype=dtype), "wide rows")
+
+
+def test_wide_rows_whose_scores_rise(impl):
+    for shape in [(3, 17_001), (1, 65_001)]:
+        trend = torch.linspace(-20, 20, shape[1], device=DEVICE)
+        check(impl, scores(*shape) + trend, "wide rows whose scores rise from end to end")
+
+
+def test_wide_rows_whose_scores_fall(impl):
+    trend = torch.linspace(20, -20, 31_000, device=DEVICE)
+    check(impl, scores(2, 31_000) + trend, "wide rows whose scores fall from end to end")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wide_rows_of_equal_scores(impl, dtype):
+    x = torch.tensor([[0.0], [-7.0], [300.0]], dtype=dtype, device=DEVICE)
+    check(impl, x.repeat(1, 20_011), "wide rows of equal scores")
+    check(impl, x[:1].repeat(1, 65_000), "a wide row of equal scores")
+
+
+def test_wide_rows_in_any_memory_layout(impl):
+    check(impl, scores(17_001, 3).T, "wide rows that are transposed")
+    check(impl, scores(16_400, 3)[:, :2].T, "wide rows that are transposed, two of three")
+    check(impl, scores(1, 60_000)[:, 1::3], "a wide row that is every third of a wider one")
+    check(impl, scores(3, 20_000)[::2, 500:18_001], "every other row, columns 500 to 18,000")
+    check(impl, scores(17_001).expand(3, 17_001), "one wide row expanded to three")
+
+
+def test_wide_rows_far_apart(impl):
+    check(impl, scores(2, 30_001) + 1e6, "wide rows with scores near 1,000,000")
+    levels = torch.tensor([[-1e4], [1e4], [0.0]], device=DEVICE)
+    check(impl, scores(3, 20_011) + levels, "wide rows at -10,000, 10,000 and 0")
+
+
+def test_wide_rows_far_below_zero(impl):
+    check(impl, scores(2, 30_001) - 1e6, "wide rows with scores near -1,000,000")
+    check(impl, scores(2, 30_001) * 1e30 - 1e34, "wide rows with scores near -1e34")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wide_rows_that_begin_with_minus_infinity(impl, dtype):
+    x = scores(3, 20_000, dtype=dtype)
+    x[0, :17_000] = x[1, :-1] = x[2, :19_000] = -INF
+    check(impl, x, "wide rows whose first 17,000 scores or more are -inf")
+    x = scores(1, 60_000, dtype=dtype)
+    x[:, :50_000] = -INF
+    check(impl, x, "a wide row whose first 50,000 scores are -inf")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_minus_infinity_in_wide_rows(impl, dtype):
+    x = scores(3, 20_000, dtype=dtype)
+    x[0, 1:] = x[1, ::2] = x[2, 10_000:19_990] = -INF
+    check(impl, x, "wide rows with some scores of -inf")
+    x[0] = x[2] = -INF
+    check(impl, x, "wide rows of nothing but -inf on both sides of one with scores")
+
+
+def test_torch_does_not_do_the_arithmetic(impl):
+    for shape in [(4, 7), (2, 20_000)]:
+        with guarded() as memory:
+            x = memory.place(scores(*shape))
+            with forbid("softmax", "log_softmax", "logsumexp", "exp", "exp2", "sum", "max", "amax"):
+                impl.softmax(x)
+
+
+# What only a GPU shows.
+
+
+def need(gigabytes):
+    """Skip the test where the GPU has less memory to give."""
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info()[0] / 2**30
+    if free < gigabytes:
+        pytest.skip(f"needs {gigabytes} GiB of GPU memory, and {free:.0f} are free")
+
+
+@pytest.mark.gpu
+def test_inputs_past_2_to_the_31st_element(impl):
+    need(12)
+    # x begins in the middle: an offset that wraps to a negative one still falls inside.
+    middle = 2**31
+    buffer = torch.zeros(middle + 5 * 2**29, dtype=torch.float16, device=DEVICE)
+    for behaviour, shape, strides in [
+        ("rows that are 2^30 elements apart", (3, 4099), (2**30, 1)),
+        ("wide rows that are 2^30 elements apart", (3, 20_011), (2**30, 1)),
+        ("columns that are 2^19 elements apart", (5, 4099), (1, 2**19)),
+        ("columns of wide rows, 2^17 elements apart", (5, 20_011), (1, 2**17)),
+    ]:
+        x = buffer.as_strided(shape, strides, middle)
+        x.copy_(scores(*shape, dtype=torch.float16))
+        assert_softmax(impl.softmax(x), x.clone(), behaviour)
+
+
+@pytest.mark.gpu
+def test_outputs_past_2_to_the_31st_element(impl):
+    need(12)
+    for n_rows, n_cols in [(2**19 + 2**10, 4099), (2**17 + 2**10, 16_400)]:
+        row = scores(1, n_cols, dtype=torch.float16)
+        out = impl.softmax(row.expand(n_rows, n_cols))
+        assert out.shape == (n_rows, n_cols)
+        assert_softmax(out[:1], row, f"the first of {n_rows:,} equal rows")
+        # A few rows at a time: a comparison of all at once needs as much memory again.
+        wrong = sum(int((part != out[0]).any(1).sum()) for part in out.split(2**15))
+        assert wrong == 0, (
+            f"softmax of {n_rows:,} equal rows of {n_cols:,} scores: {wrong:,} rows of the "
+            "result differ from the first"
+        )
+
+
+@pytest.mark.gpu
+def test_millions_of_rows(impl):
+    for shape in [(2**22 + 3, 5), (70_001, 300)]:
+        check(impl, scores(*shape, dtype=torch.float16), "very many rows")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_speed(impl, dtype):
+    x = scores(8192, 4096, dtype=dtype)
+    compiled = torch.compile(lambda x: torch.softmax(x, -1))
+    ratio = speed(lambda: impl.softmax(x), lambda: torch.softmax(x, -1), lambda: compiled(x))
+    # One pass over memory is as fast as torch's; a second one takes half as long again.
+    assert ratio >= 0.7, (
+        f"softmax of (8192, 4096) {dtype} is {ratio:.2f} times as fast as the faster of "
+        "torch.softmax and torch.compile of it; at least 0.7 is asked"
+    )

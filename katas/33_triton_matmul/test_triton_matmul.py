@@ -1,0 +1,247 @@
+import pytest
+import torch
+
+from dojo.kernels import DEVICE, run, speed
+from dojo.testing import assert_matches, forbid, layouts
+
+# Sizes that differ in every case: each of M, K and N is one once, then powers of two, tiles of a
+# common size, and sizes just over those.
+SIZES = [(1, 37, 5), (6, 1, 3), (3, 35, 1), (16, 32, 64), (17, 33, 65), (34, 70, 129)]
+# rtol and atol of sums over some hundred products of numbers near one. float32 rounds each of them,
+# in an order that is left open; float16 rounds once more, and two units in its last place are 2e-3.
+TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.float16: (2e-3, 2e-3)}
+PRODUCTS = ("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "addbmm", "baddbmm", "mv")
+PRODUCTS += ("addmv", "dot", "vdot", "inner", "einsum", "tensordot", "linear", "bilinear")
+PRODUCTS += ("chain_matmul", "multi_dot")
+
+
+def randn(*shape, dtype=torch.float32):
+    return torch.randn(shape, dtype=torch.float64).to(dtype).to(DEVICE)
+
+
+def integers(low, high, *shape):
+    return torch.randint(low, high, shape).to(DEVICE)
+
+
+def product(a, b):
+    """Return torch's own product, worked out in float64 and rounded once."""
+    return (a.double() @ b.double()).to(a.dtype)
+
+
+def check(impl, a, b, which="", rtol=None, atol=None):
+    actual = run(impl.matmul, a, b)
+    default_rtol, default_atol = TOLERANCES[a.dtype]
+    name = f"the product of {tuple(a.shape)} and {tuple(b.shape)} in {str(a.dtype)[6:]}{which}"
+    rtol, atol = default_rtol if rtol is None else rtol, default_atol if atol is None else atol
+    assert_matches(actual, product(a, b), name, rtol=rtol, atol=atol)
+
+
+def expanded(x, axis):
+    """Return a matrix of one row (axis 0) or column (axis 1) of x, again and again in no memory."""
+    return x.narrow(axis, 0, 1).expand(x.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_any_size(impl, dtype):
+    for m, k, n in SIZES:
+        check(impl, randn(m, k, dtype=dtype), randn(k, n, dtype=dtype))
+
+
+def test_takes_its_arguments_by_name(impl):
+    a, b = randn(5, 9), randn(9, 3)
+    actual = run(impl.matmul, b=b, a=a)
+    assert_matches(actual, product(a, b), "matmul(b=b, a=a)", atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_every_tile_is_computed(impl, dtype):
+    # Many tiles both ways, the last of each cut off, and odd numbers of them, which no group of
+    # tiles divides. A GPU's tiles are larger.
+    m, n = (147, 131) if DEVICE == "cpu" else (1163, 1049)
+    check(impl, randn(m, 5, dtype=dtype), randn(5, n, dtype=dtype))
+    m, n = (14, 323) if DEVICE == "cpu" else (123, 2311)
+    check(impl, randn(m, 5, dtype=dtype), randn(5, n, dtype=dtype))
+
+
+def test_nothing_is_written_outside(impl):
+    # Tiles stick out below and to the right; K is a multiple of any tile's.
+    check(impl, randn(21, 128), randn(128, 70))
+    check(impl, randn(70, 128), randn(128, 21))
+
+
+def test_any_length_of_the_sum(impl):
+    # One less than, exactly, and one more than a tile along K, for tiles of 16 to 128.
+    for k in [15, 16, 31, 33, 64, 65, 127, 128, 129, 300]:
+        check(impl, randn(7, k), randn(k, 11))
+
+
+def test_transposed_a(impl):
+    # K is longer than a tile, so the tiles of a follow each other by its stride along K.
+    check(impl, randn(300, 9).T, randn(300, 5), ", a transposed")
+    check(impl, randn(300, 9, dtype=torch.float16).T, randn(300, 5).half(), ", a transposed")
+
+
+def test_transposed_b(impl):
+    check(impl, randn(9, 300), randn(5, 300).T, ", b transposed")
+    check(impl, randn(9, 300).half(), randn(5, 300, dtype=torch.float16).T, ", b transposed")
+
+
+def test_any_memory_layout(impl):
+    a, b = randn(19, 140), randn(140, 23)
+    for layout_a, one in layouts(a.cpu()):
+        for layout_b, other in layouts(b.cpu()):
+            which = f", a that is {layout_a} and b that is {layout_b}"
+            check(impl, one.to(DEVICE), other.to(DEVICE), which)
+
+
+def test_a_part_of_a_matrix(impl):
+    a, b = randn(31, 190)[3:22, 20:163], randn(180, 40)[17:160, 5:36]
+    check(impl, a, b, ", both parts of larger matrices")
+    check(impl, b.T, a.T, ", both transposed parts of larger matrices")
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_expanded(impl, axis):
+    a, b = randn(19, 140), randn(140, 23)
+    across = ["rows", "columns"][axis]
+    check(impl, expanded(a, axis), b, f", all {across} of a one in memory")
+    check(impl, a, expanded(b, axis), f", all {across} of b one in memory")
+
+
+def test_partial_sums_that_float16_rounds(impl):
+    # Halfway through, the sums stand near 45,000, where float16 holds every 32nd integer only. The
+    # second half takes all of it away again, so that an exact sum ends at the last product.
+    half, m, n = 500, 5, 7
+    a, b = integers(8, 12, m, half), integers(8, 12, half, n)
+    last_a, last_b = integers(-9, 9, m, 1), integers(-9, 9, 1, n)
+    a, b = torch.cat([a, a, last_a], 1), torch.cat([b, -b, last_b])
+    for dtype in [torch.float16, torch.float32]:
+        which = ", integers whose sums pass 40,000 halfway and cancel"
+        check(impl, a.to(dtype), b.to(dtype), which, rtol=0, atol=0)
+
+
+def test_partial_sums_beyond_float16(impl):
+    # The largest float16 is 65,504; halfway through the sum these stand near 9 million.
+    half, m, n = 400, 3, 6
+    a, b = integers(100, 200, m, half), integers(100, 200, half, n)
+    a, b = torch.cat([a, a], 1).half(), torch.cat([b, -b]).half()
+    a[:, -1] -= 1  # so that the sums end at the last row of b, not at zero
+    check(impl, a, b, ", integers whose sums pass 5,000,000 halfway and cancel", rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_large_and_small_numbers(impl, dtype):
+    size = 1e15 if dtype == torch.float32 else 50.0
+    a, b = size * randn(5, 70, dtype=dtype), randn(70, 9, dtype=dtype) / size
+    check(impl, a, b, f", a near {size:g} and b near {1 / size:g}")
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_not_finite_stays_in_its_row_or_column(impl, dtype, value):
+    # K leaves the last tile partly empty, and what lies in memory behind a row is the next one.
+    a, b = randn(21, 45, dtype=dtype).abs(), randn(45, 13, dtype=dtype).abs()
+    a[4] = value
+    check(impl, a, b, f", row 4 of a all {value}")
+    a[4], b[:, 6] = 1, value
+    check(impl, a, b, f", column 6 of b all {value}")
+    a[4, 44] = value
+    a[5, :3] = -value
+    check(impl, a.T.contiguous().T, b, f", {value} at ends of rows of a, too, a transposed")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_no_products_give_zeros(impl, dtype):
+    a, b = randn(5, 0, dtype=dtype), randn(0, 70, dtype=dtype)
+    check(impl, a, b)
+    check(impl, b.T, a.T, ", transposed")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_an_empty_result(impl, dtype):
+    for m, k, n in [(0, 4, 7), (7, 4, 0), (0, 4, 0), (0, 0, 3), (0, 0, 0)]:
+        check(impl, randn(m, k, dtype=dtype), randn(k, n, dtype=dtype))
+
+
+def test_sizes_that_do_not_fit(impl):
+    # Sizes that broadcast, that fit the other way round, and two whose result is empty.
+    for shape, other in [
+        ((31, 57), (43, 69)),
+        ((31, 1), (43, 69)),
+        ((31, 43), (1, 69)),
+        ((31, 57), (43, 31)),
+        ((0, 57), (43, 69)),
+        ((31, 57), (43, 0)),
+    ]:
+        try:
+            run(impl.matmul, randn(*shape), randn(*other))
+        except ValueError as error:
+            message = str(error)
+        else:
+            pytest.fail(f"a ValueError is raised for {shape} by {other}: none was", pytrace=False)
+        missing = [size for size in (*shape, *other) if str(size) not in message]
+        assert not missing, (
+            f"the error for {shape} by {other} has both shapes: its message is {message!r}"
+        )
+
+
+def test_the_product_is_not_torchs(impl):
+    a, b = randn(18, 40), randn(40, 70)
+    with forbid(*PRODUCTS):
+        actual = run(impl.matmul, a, b)
+    assert_matches(actual, product(a, b), "the product of (18, 40) and (40, 70)", atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_float32_is_not_rounded_to_tf32(impl):
+    # Each column of b holds a single one, so that the result is a with its columns moved: TF32
+    # would keep 11 of the 24 bits of each number.
+    a = randn(70, 90)
+    b = torch.eye(90, device=DEVICE)[:, torch.randperm(90, device=DEVICE)]
+    check(impl, a, b, ", b a permutation", rtol=1e-6, atol=0)
+
+
+@pytest.mark.gpu
+def test_inputs_that_span_more_than_2_to_the_31_elements(impl):
+    # The matrix stands in the middle of a buffer, where offsets that wrap around read zeros.
+    middle, rows, far = 2**31, 129, 2**24 + 24
+    buffer = torch.zeros(2 * middle + 2**26, dtype=torch.float16, device=DEVICE)
+    for m, k, stride in [(rows, 40, (far, 1)), (3, rows, (1, far)), (5, 66, (1, 2 * far))]:
+        wide = buffer.as_strided((m, k), stride, middle)
+        values = randn(m, k, dtype=torch.float16)
+        wide.copy_(values)
+        b = randn(k, 20, dtype=torch.float16)
+        which = f", ({m}, {k}) of strides {stride}"
+        rtol, atol = TOLERANCES[torch.float16]
+        expected = product(values, b)
+        actual = impl.matmul(wide, b)
+        assert_matches(actual, expected, f"the product with a{which}", rtol=rtol, atol=atol)
+        actual = impl.matmul(b.T, wide.T)
+        assert_matches(actual, expected.T, f"the product with b{which}", rtol=rtol, atol=atol)
+        wide.zero_()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("transposed", [False, True])
+def test_speed(impl, transposed):
+    a, b = (randn(4096, 4096, dtype=torch.float16) for _ in range(2))
+    b = b.T if transposed else b
+    ratio = speed(lambda: impl.matmul(a, b), lambda: torch.matmul(a, b))
+    layout = ", b transposed" if transposed else ""
+    assert ratio >= 0.6, (
+        f"4096 x 4096 float16 matrices{layout} should be multiplied at 0.6 of the speed of "
+        f"torch.matmul at least; it is {ratio:.2f}"
+    )
+
+
+# The last one: offsets that wrap around here are an illegal access, after which CUDA is unusable.
+@pytest.mark.gpu
+def test_a_result_of_more_than_2_to_the_31_elements(impl):
+    m, k, n = 65_537, 16, 32_771
+    a, b = randn(m, k, dtype=torch.float16), randn(k, n, dtype=torch.float16)
+    actual = impl.matmul(a, b)
+    rtol, atol = TOLERANCES[torch.float16]
+    for first in [0, m // 2, m - 40]:
+        rows = slice(first, first + 40)
+        name = f"rows {first} to {first + 40} of a ({m}, {n}) product"
+        assert_matches(actual[rows], product(a[rows], b), name, rtol=rtol, atol=atol)

@@ -1,0 +1,429 @@
+import contextlib
+import functools
+import json
+import os
+import subprocess
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from dojo.kernels import DEVICE, run, speed
+from dojo.testing import assert_matches, forbid, layouts
+
+# What the brief allows. A float16 has 11 bits, so two units in its last place are up to 2 to the
+# -9th of a value, or two steps of 6e-8 below the smallest normal one.
+TOLERANCES = {
+    torch.float32: {"rtol": 2e-5, "atol": 1e-8},
+    torch.float16: {"rtol": 2e-3, "atol": 1.2e-7},
+}
+DTYPES = list(TOLERANCES)
+INF = float("inf")
+SECTOR = 32  # bytes
+
+
+def scores(*shape, dtype=torch.float32):
+    """Scores spread widely enough that no row is near uniform."""
+    return (3 * torch.randn(shape, dtype=torch.float64)).to(dtype)
+
+
+def assert_softmax(actual, x, behaviour):
+    expected = torch.softmax(x.double(), -1).to(x.dtype)
+    behaviour = f"softmax of {behaviour}, shape {tuple(x.shape)}, {x.dtype}"
+    assert_matches(actual, expected, behaviour, **TOLERANCES[x.dtype])
+
+
+def check(impl, x, behaviour):
+    assert_softmax(run(impl.softmax, x), x, behaviour)
+
+
+# Right results.
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_any_width(impl, dtype):
+    # One, odd, powers of two and just over them. No two axes are equal.
+    for shape in [
+        (3, 1),
+        (1, 6),
+        (4, 7),
+        (6, 8),
+        (3, 33),
+        (2, 128),
+        (5, 781),
+        (3, 1025),
+        (2, 4097),
+    ]:
+        check(impl, scores(*shape, dtype=dtype), "rows of one width")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_rows(impl, dtype):
+    for shape in [(200, 3), (300, 1), (131, 40)]:
+        check(impl, scores(*shape, dtype=dtype), "many rows")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_wider_than_a_tile(impl, dtype):
+    for shape in [(2, 16_384), (3, 16_385), (1, 50_001)]:
+        check(impl, scores(*shape, dtype=dtype), "wide rows")
+
+
+def test_strided_x(impl):
+    for shape in [(7, 5), (33, 200)]:
+        for layout, x in layouts(scores(*shape)):
+            check(impl, x, f"a tensor that is {layout}")
+    for x in [
+        scores(7).expand(4, 7),
+        scores(4, 1).expand(4, 7),
+        scores(150, 40).T,
+        scores(600, 3).T,
+        scores(1, 34_000)[:, ::2],
+        scores(1, 600).expand(3, 600),
+    ]:
+        check(impl, x, f"a tensor with strides {x.stride()}")
+
+
+def test_scores_far_apart(impl):
+    levels = torch.tensor([[-1e4], [-100.0], [0.0], [1e4]])
+    check(impl, scores(4, 9) + levels, "rows at -10,000, -100, 0 and 10,000")
+    wide = scores(2, 17_000)
+    wide[0, 16_500] = wide[1, 3] = 1e3
+    check(impl, wide, "wide rows with one score of 1,000, late and early")
+    check(impl, wide - 1e4, "wide rows near -10,000")
+    check(impl, torch.tensor([[-6e4, 6e4, 0.0], [6e4, 6e4, 6e4]]).half(), "scores of ±60,000")
+
+
+def test_scores_of_minus_infinity(impl):
+    x = scores(4, 7)
+    x[0, 2] = x[1, 0] = x[3, 6] = -INF
+    x[2] = -INF
+    check(impl, x, "scores of -inf, and a row of nothing else")
+    wide = scores(3, 20_000)
+    wide[0, :17_000] = wide[1, 3_000:] = wide[2] = -INF
+    check(impl, wide, "wide rows that begin or end with -inf, and one of nothing else")
+    tall = scores(40, 300).T
+    tall[:200, :30] = -INF
+    check(impl, tall, "a transposed tensor with -inf")
+
+
+def test_empty_x(impl):
+    for shape in [(0, 5), (5, 0), (0, 0)]:
+        for dtype in DTYPES:
+            check(impl, torch.empty(shape, dtype=dtype), "an empty tensor")
+
+
+def test_torch_does_not_do_the_arithmetic(impl):
+    for shape in [(4, 7), (2, 20_000)]:
+        with forbid("softmax", "log_softmax", "logsumexp", "exp", "exp2", "sum", "max", "amax"):
+            run(impl.softmax, x=scores(*shape))
+
+
+# What they cost, as Triton's interpreter counts it.
+
+X = {
+    "rows of 5": lambda: scores(500, 5),
+    "rows of 53": lambda: scores(37, 53),
+    "float16 rows of 53": lambda: scores(37, 53, dtype=torch.float16),
+    "transposed rows of 37": lambda: scores(37, 53).T,
+    "rows of 1,500": lambda: scores(6, 1500),
+    "rows of 16,384": lambda: scores(2, 16_384),
+    "rows of 40,000": lambda: scores(1, 40_000),
+    "rows of 200,000": lambda: scores(1, 200_000),
+}
+
+
+class Torch(TorchFunctionMode):
+    """Notes what torch itself makes or reads, of the size of `x`."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.size = x.numel()
+        self.known = {x.untyped_storage().data_ptr()}
+        self.done = []
+
+    def large(self, value):
+        return isinstance(value, torch.Tensor) and 2 * value.numel() >= self.size
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name == "__setitem__" and self.large(args[0]):
+            self.done.append(f"it writes into a {described(args[0])}")
+        if isinstance(result, torch.Tensor):
+            storage = result.untyped_storage().data_ptr()
+            if "empty" not in name and storage not in self.known:
+                if self.large(result):
+                    self.done.append(f"it makes a {described(result)} and fills it")
+                elif any(map(self.large, args)):
+                    self.done.append(f"it reads a {described(next(filter(self.large, args)))}")
+            elif name in WRITES and self.large(result):
+                self.done.append(f"it writes into a {described(result)}")
+            if self.large(result):
+                self.known.add(storage)
+        return result
+
+
+WRITES = {"copy_", "fill_", "zero_", "exp_", "sub_", "div_", "mul_", "add_", "masked_fill_"}
+
+
+def described(x):
+    return f"{str(x.dtype).removeprefix('torch.')} tensor of shape {tuple(x.shape)}"
+
+
+@functools.cache
+def count(impl, name):
+    """Run `softmax` of an entry of `X` under the interpreter; return what it does to memory."""
+    import triton.language as tl
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    x = X[name]()
+    load, store, cast = builder.create_masked_load, builder.create_masked_store, builder.cast_impl
+    begin = builder.set_grid_idx
+    elements = {"load": 0, "store": 0}
+    asked = touched = lanes = widest = programs = 0
+    float64 = False
+
+    def access(kind, pointers, mask):
+        nonlocal asked, touched, lanes, widest
+        mask = np.broadcast_to(np.asarray(mask.data), pointers.data.shape)
+        addresses = pointers.data[mask].astype(np.int64)
+        size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        elements[kind] += addresses.size
+        asked += addresses.size * size
+        touched += np.unique(addresses // SECTOR).size * SECTOR
+        lanes += mask.size
+        widest = max(widest, mask.size)
+
+    def counted_load(pointers, mask, *rest):
+        access("load", pointers, mask)
+        return load(pointers, mask, *rest)
+
+    def counted_store(pointers, value, mask, *rest):
+        access("store", pointers, mask)
+        return store(pointers, value, mask, *rest)
+
+    def counted_cast(source, dtype):
+        nonlocal float64
+        float64 = float64 or dtype.scalar == tl.float64
+        return cast(source, dtype)
+
+    def counted_begin(*index):
+        nonlocal programs
+        programs += 1
+        return begin(*index)
+
+    patches = {
+        "create_masked_load": counted_load,
+        "create_masked_store": counted_store,
+        "cast_impl": counted_cast,
+        "set_grid_idx": counted_begin,
+    }
+    with contextlib.ExitStack() as stack:
+        for attribute, counted in patches.items():
+            stack.enter_context(mock.patch.object(builder, attribute, counted))
+        stack.enter_context(np.errstate(all="ignore"))
+        torch_itself = stack.enter_context(Torch(x))
+        impl.softmax(x)
+    return {
+        "shape": tuple(x.shape),
+        "loads": elements["load"] / x.numel(),
+        "stores": elements["store"] / x.numel(),
+        "sectors": touched / asked,
+        "lanes": lanes / sum(elements.values()),
+        "widest": widest,
+        "programs": programs,
+        "float64": float64,
+        "torch": torch_itself.done,
+    }
+
+
+COUNT_ALL = """
+import json, sys
+from pathlib import Path
+from dojo.loading import load_module
+
+tests, impl = (load_module(Path(p), Path(p).stem, Path(p).read_bytes()) for p in sys.argv[1:])
+print(json.dumps({name: tests.count(impl, name) for name in tests.X}))
+"""
+
+
+@functools.cache
+def counts_elsewhere(path):
+    """Return every count, from a process that sees no GPU and so interprets kernels."""
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_ALL, __file__, path],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"softmax under the interpreter:\n{done.stderr[-2000:]}"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def counts(impl, name):
+    """Return the counts of one entry of `X`, as an object."""
+    return count(impl, name) if DEVICE == "cpu" else counts_elsewhere(impl.__file__)[name]
+
+
+def check_torch(impl, name):
+    found = counts(impl, name)
+    done = found["torch"]
+    assert not done, (
+        f"softmax of {name}, shape {tuple(found['shape'])}: torch should allocate the result and "
+        f"leave the rest to the kernels; {' and '.join(done)}"
+    )
+
+
+def test_torch_leaves_contiguous_x_to_the_kernels(impl):
+    check_torch(impl, "rows of 53")
+    check_torch(impl, "rows of 40,000")
+
+
+def test_torch_leaves_half_precision_to_the_kernels(impl):
+    check_torch(impl, "float16 rows of 53")
+
+
+def test_torch_leaves_transposed_x_to_the_kernels(impl):
+    check_torch(impl, "transposed rows of 37")
+
+
+@pytest.mark.parametrize("name", ["rows of 1,500", "rows of 16,384"])
+def test_rows_up_to_16384_are_read_once(impl, name):
+    loads = counts(impl, name)["loads"]
+    assert loads <= 1.05, f"each score in {name} should be loaded once, not {loads:.3g} times"
+
+
+@pytest.mark.parametrize("name", ["rows of 40,000", "rows of 200,000"])
+def test_wider_rows_are_read_twice(impl, name):
+    loads = counts(impl, name)["loads"]
+    assert loads <= 2.05, (
+        f"each score in {name} should be loaded at most twice, not {loads:.3g} times"
+    )
+
+
+@pytest.mark.parametrize("name", ["rows of 5", "rows of 53", "rows of 200,000"])
+def test_results_are_written_once(impl, name):
+    stores = counts(impl, name)["stores"]
+    assert stores <= 1.05, f"each result in {name} should be stored once, not {stores:.3g} times"
+
+
+@pytest.mark.parametrize("name", ["rows of 5", "rows of 1,500", "rows of 16,384"])
+def test_rows_in_one_tile_are_coalesced(impl, name):
+    check_sectors(impl, name)
+
+
+def test_wide_rows_are_coalesced(impl):
+    check_sectors(impl, "rows of 200,000")
+
+
+def check_sectors(impl, name):
+    sectors = counts(impl, name)["sectors"]
+    assert sectors <= 1.5, (
+        f"loads and stores of {name} should touch 32-byte sectors of 1.5 times the bytes they ask "
+        f"for at most; these touch {sectors:.2f} times as many"
+    )
+
+
+@pytest.mark.parametrize("name", ["rows of 5", "rows of 1,500", "rows of 200,000"])
+def test_few_lanes_are_idle(impl, name):
+    lanes = counts(impl, name)["lanes"]
+    assert lanes <= 4, (
+        f"tiles for {name} should have 4 lanes at most for each element they load or store; "
+        f"they have {lanes:.3g}"
+    )
+
+
+@pytest.mark.parametrize("name", ["rows of 16,384", "rows of 40,000", "rows of 200,000"])
+def test_tiles_fit_registers(impl, name):
+    widest = counts(impl, name)["widest"]
+    assert widest <= 32_768, (
+        f"a tile should have at most 32,768 elements; one for {name} has {widest:,}"
+    )
+
+
+def test_short_rows_share_programs(impl):
+    programs = counts(impl, "rows of 5")["programs"]
+    assert programs <= 2500 / 256, (
+        "500 rows of 5 should be done by programs of 256 elements or more, so by 9 at most; "
+        f"there are {programs}"
+    )
+
+
+@pytest.mark.parametrize("name", ["rows of 53", "float16 rows of 53", "rows of 40,000"])
+def test_arithmetic_is_no_wider_than_float32(impl, name):
+    assert not counts(impl, name)["float64"], f"softmax of {name} computes in float64"
+
+
+# What only a GPU shows.
+
+
+def check_bandwidth(impl, x, least, behaviour):
+    """Compare with a copy, which reads and writes each element once."""
+    ratio = speed(lambda: impl.softmax(x), lambda: x.clone())
+    assert ratio >= least, (
+        f"softmax of {behaviour}, shape {tuple(x.shape)}, {x.dtype}, should run at {least} of the "
+        f"speed of x.clone() or more; it runs at {ratio:.2f}"
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bandwidth_of_rows_of_4096(impl, dtype):
+    x = torch.randn(16_384, 4096, dtype=dtype, device=DEVICE)
+    check_bandwidth(impl, x, 0.6, "rows of 4,096")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bandwidth_of_rows_of_16384(impl, dtype):
+    x = torch.randn(4096, 16_384, dtype=dtype, device=DEVICE)
+    check_bandwidth(impl, x, 0.6, "rows of 16,384")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bandwidth_of_rows_of_131072(impl, dtype):
+    x = torch.randn(1024, 131_072, dtype=dtype, device=DEVICE)
+    check_bandwidth(impl, x, 0.4, "rows of 131,072")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bandwidth_of_rows_of_48(impl, dtype):
+    x = torch.randn(2**20, 48, dtype=dtype, device=DEVICE)
+    check_bandwidth(impl, x, 0.35, "rows of 48")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bandwidth_of_a_transposed_x(impl, dtype):
+    x = torch.randn(2048, 65_536, dtype=dtype, device=DEVICE).T
+    check_bandwidth(impl, x, 0.35, "a transposed tensor")
+
+
+@pytest.mark.gpu
+def test_more_than_2_to_the_31_elements(impl):
+    # An offset that wraps at 2**31 reaches back into `memory`, and harms nothing else.
+    memory = torch.zeros(2**32 + 2**20, dtype=torch.float16, device=DEVICE)
+    for shape, strides in [
+        ((3, 4099), (2**30, 1)),
+        ((3, 20_011), (2**30, 1)),
+        ((5, 4099), (1, 2**19)),
+        ((5, 20_011), (1, 2**16 + 2**15)),
+    ]:
+        x = memory.as_strided(shape, strides, 2**31)
+        x.copy_(scores(*shape, dtype=torch.float16))
+        assert_softmax(impl.softmax(x), x.cpu(), f"a tensor with strides {strides}")
+    del memory, x
+    rows, columns = 2**17 + 2**10, 16_384
+    row = scores(1, columns, dtype=torch.float16)
+    out = impl.softmax(row.to(DEVICE).expand(rows, columns))
+    for index in (0, rows - 1):
+        assert_softmax(
+            out[index : index + 1], row, f"equal rows, {rows:,} of them: number {index:,}"
+        )

@@ -1,0 +1,24 @@
+"""Softmax over rows by Triton kernels: narrow rows, rows that fill a block, and a vocabulary's."""
+
+import torch
+
+from dojo.bench import KernelCase
+
+
+def kernel_cases(reference):
+    """Return the workloads: rows of 128, of 4,096 and of 128,000 scores, in both dtypes."""
+    compiled = torch.compile(lambda x: torch.softmax(x, -1), dynamic=False)
+    cases = []
+    for shape in [(262144, 128), (8192, 4096), (2048, 128000)]:
+        for dtype in (torch.float16, torch.float32):
+            x = torch.randn(shape, dtype=dtype, device="cuda")
+            label = f"softmax {shape[0]} x {shape[1]} {str(dtype).removeprefix('torch.')}"
+            cases.append(
+                KernelCase(
+                    label,
+                    lambda x=x: reference.softmax(x),
+                    theirs=(lambda x=x: torch.softmax(x, -1), lambda x=x: compiled(x)),
+                    moved=2 * x.numel() * x.element_size(),
+                )
+            )
+    return cases

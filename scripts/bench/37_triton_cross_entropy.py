@@ -1,0 +1,37 @@
+"""Cross-entropy and its gradient at the size of a language model's logits, on a GPU."""
+
+import torch
+import torch.nn.functional as F
+
+from dojo.bench import KernelCase
+
+
+def kernel_cases(reference):
+    """Return the workloads: 8,192 tokens, vocabularies of 32,000 and 128,256, and few classes."""
+    return [
+        _case(reference, n, c, dtype)
+        for n, c, dtype in [
+            (8192, 32_000, torch.float16),
+            (8192, 32_000, torch.float32),
+            (4096, 128_256, torch.float16),
+            (1 << 20, 100, torch.float16),
+        ]
+    ]
+
+
+def _case(reference, n, c, dtype):
+    logits = torch.randn(n, c, device="cuda", dtype=dtype).requires_grad_()
+    targets = torch.randint(c, (n,), device="cuda")
+    compiled = torch.compile(F.cross_entropy)
+
+    def both_ways(function):
+        return lambda: torch.autograd.grad(function(logits, targets), logits)
+
+    return KernelCase(
+        f"forward and backward {n} x {c} {str(dtype).removeprefix('torch.')}",
+        both_ways(reference.cross_entropy),
+        (both_ways(F.cross_entropy), both_ways(compiled)),
+        # Read forward, read backward, and the gradient written.
+        moved=3 * logits.numel() * logits.element_size(),
+        flops=None,
+    )

@@ -20,6 +20,7 @@ from statistics import median
 
 from dojo import catalogue, mutate
 from dojo.catalogue import Kata
+from dojo.errors import DojoError
 from dojo.limits import Limits
 from dojo.pool import runner_pool
 from dojo.project import Project
@@ -117,7 +118,7 @@ def _wait_for(controller: int, verdict: "re.Pattern[bytes]") -> None:
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while not verdict.search(seen):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"no verdict came; the last output was {seen[-500:]!r}")
+            raise DojoError(f"no verdict came for {_PATIENCE_SECONDS} s after a save")
         try:
             seen += os.read(controller, 65_536)
         except BlockingIOError:

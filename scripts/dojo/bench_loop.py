@@ -6,7 +6,6 @@ Everything runs in a copy of the project, so that nobody's file is touched.
 import os
 import pty
 import re
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from dojo import catalogue, mutate
 from dojo.catalogue import Kata
 from dojo.errors import DojoError
 from dojo.limits import Limits
-from dojo.pool import runner_pool
+from dojo.pool import Pool, runner_pool
 from dojo.project import Project
 from dojo.results import Status
 from dojo.runner import Runner
@@ -50,12 +49,7 @@ name = "local"
 def copied(project: Project, name: str) -> Iterator[tuple[Project, Kata]]:
     """Yield a copy of the project that has one kata, planted with its default bugs."""
     with tempfile.TemporaryDirectory(prefix="kata-bench-") as folder:
-        copy = Project(Path(folder).resolve())
-        ignore = shutil.ignore_patterns("__pycache__")
-        for part in ("scripts/dojo", f"katas/{name}"):
-            shutil.copytree(project.root / part, copy.root / part, ignore=ignore)
-        for file in ("conftest.py", "pyproject.toml"):
-            shutil.copy(project.root / file, copy.root / file)
+        copy = project.copied_to(Path(folder).resolve(), f"katas/{name}")
         kata = catalogue.load(copy.katas / name)
         kata.botched.write_text(kata.planted_source(kata.default), encoding="utf-8")
         yield copy, kata
@@ -126,17 +120,12 @@ def _wait_for(controller: int, verdict: "re.Pattern[bytes]") -> None:
 
 
 def ours_per_mutant(project: Project, kata: Kata) -> float:
-    """Return the seconds a mutant takes on one warm runner."""
+    """Return the seconds that a mutant takes on one warm runner, its making included."""
     with Runner(project, mutate.LIMITS) as runner:
         runner.run(kata, "reference")  # the start is not the loop
-        mutants = list(mutate.mutants(kata.correct_source))
         started = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            for number, mutant in enumerate(mutants):
-                path = Path(folder) / f"mutant_{number}.py"
-                path.write_text(mutant.source, encoding="utf-8")
-                runner.run(kata, str(path), seed=number)
-        return (time.monotonic() - started) / len(mutants)
+        judged = list(mutate.judge(kata, Pool([runner])))
+        return (time.monotonic() - started) / len(judged)
 
 
 def theirs_per_mutant(project: Project, kata: Kata) -> float:
@@ -170,11 +159,10 @@ def theirs_per_mutant(project: Project, kata: Kata) -> float:
 def verify_rate(project: Project, kata: Kata) -> float:
     """Return how many variants `kata verify` runs in a second on a core."""
     with runner_pool(project) as pool:
-        pool_size = len(os.sched_getaffinity(0))
-        list(pool.map(lambda runner, _: runner.run(kata, "reference"), range(pool_size)))
+        list(pool.map(lambda runner, _: runner.run(kata, "reference"), range(pool.size)))
         report = verify(kata, pool, has_gpu=False)
     variants = REFERENCE_SEEDS + BUG_SEEDS * len(report.caught_by) + report.combinations
-    return variants / report.seconds / pool_size
+    return variants / report.seconds / pool.size
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 import re
 import subprocess
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dojo.bench import KernelCase
+from dojo.device import milliseconds
 from dojo.errors import DojoError
 
 _SECTION = re.compile(r"(<!-- gpu: .*?-->\n).*?(<!-- end of gpu -->)", re.DOTALL)
@@ -25,19 +25,16 @@ class Figures:
 
 
 def measure(case: KernelCase) -> Figures:
-    """Time a case by Triton's own benchmark, which empties the cache between calls."""
+    """Time a case, and where it has a size, a copy of as many bytes."""
     import torch
-    from triton.testing import do_bench
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.compile's advice is not for here
-        ours = do_bench(case.ours, return_mode="median")
-        theirs = min(do_bench(call, return_mode="median") for call in case.theirs)
+    ours = milliseconds(case.ours)
+    theirs = min(map(milliseconds, case.theirs))
     bandwidth = None
     if case.moved is not None:
         source = torch.empty(case.moved // 2, dtype=torch.uint8, device="cuda")
         target = torch.empty_like(source)
-        bandwidth = do_bench(lambda: target.copy_(source), return_mode="median") / ours
+        bandwidth = milliseconds(lambda: target.copy_(source)) / ours
     teraflops = None if case.flops is None else case.flops / (ours * 1e9)
     return Figures(case.label, ours, theirs, bandwidth, teraflops)
 

@@ -23,7 +23,7 @@ class Pool:
         self._free: queue.SimpleQueue[Runner] = queue.SimpleQueue()
         for runner in runners:
             self._free.put(runner)
-        self._size = len(runners)
+        self.size = len(runners)
 
     def map(self, work: Callable[[Runner, Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
         """Yield `work(runner, job)` for each job, in order, as the results come."""
@@ -35,7 +35,7 @@ class Pool:
             finally:
                 self._free.put(runner)
 
-        with ThreadPoolExecutor(self._size) as threads:
+        with ThreadPoolExecutor(self.size) as threads:
             try:
                 yield from threads.map(with_runner, jobs)
             finally:

@@ -1,5 +1,6 @@
 """Where things are: one object that knows the project's folders."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,15 @@ class Project:
     def here(cls) -> "Project":
         """Return the project that this package is part of."""
         return cls(Path(__file__).resolve().parents[2])
+
+    def copied_to(self, root: Path, *parts: str) -> "Project":
+        """Copy the package, pytest's configuration, and those folders; return the copy."""
+        for part in ("scripts/dojo", *parts):
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(self.root / part, root / part, ignore=ignore)
+        for name in ("conftest.py", "pyproject.toml"):
+            shutil.copy(self.root / name, root / name)
+        return Project(root)
 
     @property
     def katas(self) -> Path:

@@ -1,4 +1,5 @@
-import shutil
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -92,11 +93,7 @@ def project(tmp_path) -> Project:
 
     The kata works on plain numbers, so that a run of it need not wait for torch.
     """
-    copy = Project(tmp_path / "checkout")
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(REAL.root / "scripts" / "dojo", copy.root / "scripts" / "dojo", ignore=ignore)
-    for name in ("conftest.py", "pyproject.toml"):
-        shutil.copy(REAL.root / name, copy.root / name)
+    copy = REAL.copied_to(tmp_path / "checkout")
     write_kata(copy.katas / "01_scale")
     kata = catalogue.load(copy.katas / "01_scale")
     kata.botched.write_text(kata.planted_source(kata.default))
@@ -113,3 +110,19 @@ def runner(project):
     limits = Limits(test_seconds=2.0, run_seconds=6.0, memory_gb=1.0)
     with Runner(project, limits) as runner:
         yield runner
+
+
+@pytest.fixture
+def run_pytest(project):
+    """Plain pytest, as a learner or an editor runs it, in a process of its own."""
+
+    def run_pytest(*arguments, cwd=None):
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", *map(str, arguments)],
+            cwd=cwd or project.root,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run_pytest

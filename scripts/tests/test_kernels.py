@@ -1,12 +1,8 @@
 """Kernel katas: guarded memory shows what a GPU would hide; without triton there is one line."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from dojo import catalogue
 from dojo.kernels import DEVICE, guarded, run
 from dojo.loading import load_module
 from dojo.results import Status
@@ -94,28 +90,23 @@ def test_expanded_and_empty_tensors_are_placed():
         assert memory.place(torch.empty(0, 5)).shape == (0, 5)
 
 
-def pytest_says(project, tests):
-    (project.katas / "01_scale" / "test_scale.py").write_text(tests)
-    command = [sys.executable, "-m", "pytest", "katas/01_scale", "-rs"]
-    return subprocess.run(
-        command, cwd=project.root, capture_output=True, text=True, check=False
-    ).stdout
-
-
-def test_without_triton_a_kernel_kata_is_skipped_with_one_line(project, runner):
+def test_without_triton_a_kernel_kata_is_skipped_with_one_line(project, kata, runner, run_pytest):
     (project.root / "scripts" / "triton.py").write_text(
         "raise ModuleNotFoundError('no triton here', name='triton')"
     )
     tests = "from dojo.kernels import run\n\n\ndef test_scale(impl):\n    run(impl.scale, 1, 2)\n"
-    said = pytest_says(project, tests)
+    kata.tests.write_text(tests)
+    said = run_pytest("katas/01_scale", "-rs").stdout
     assert "1 skipped" in said
     reason = "kernel katas need triton, which is not installed here"
     assert reason in said
-    result = runner.run(catalogue.load(project.katas / "01_scale"))
+    result = runner.run(kata)
     assert (result.status, result.detail) == (Status.BROKEN, reason)
 
 
-def test_a_gpu_test_is_listed_as_skipped_with_the_reason(project):
+def test_a_gpu_test_is_listed_as_skipped_with_the_reason(kata, run_pytest):
     tests = "import pytest\n\n\n@pytest.mark.gpu\ndef test_scale(impl):\n    assert impl\n"
+    kata.tests.write_text(tests)
     reason = "needs a CUDA device, and none is here"
-    assert (reason in pytest_says(project, tests)) == (DEVICE == "cpu")
+    said = run_pytest("katas/01_scale", "-rs").stdout
+    assert (reason in said) == (DEVICE == "cpu")

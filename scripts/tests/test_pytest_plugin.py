@@ -17,22 +17,8 @@ def shift(x, offset):
 """
 
 
-@pytest.fixture
-def run(project):
-    def run(*arguments, cwd=None):
-        return subprocess.run(
-            [sys.executable, "-m", "pytest", *map(str, arguments)],
-            cwd=cwd or project.root,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return run
-
-
-def test_the_botched_file_is_red_and_the_message_names_the_behaviour(run, project):
-    result = run("katas/01_scale")
+def test_the_botched_file_is_red_and_the_message_names_the_behaviour(run_pytest, project):
+    result = run_pytest("katas/01_scale")
     assert result.returncode == 1
     assert "5 times 2.0 is 7.0" in result.stdout
     assert "01_scale: 0 of 1 bug fixed" in result.stdout
@@ -41,20 +27,20 @@ def test_the_botched_file_is_red_and_the_message_names_the_behaviour(run, projec
 
 
 @pytest.mark.parametrize("arguments", [["-n", "2"], ["-x"], ["--lf"], ["-p", "no:cacheprovider"]])
-def test_the_usual_options_work(run, arguments):
-    result = run("katas/01_scale", *arguments)
+def test_the_usual_options_work(run_pytest, arguments):
+    result = run_pytest("katas/01_scale", *arguments)
     assert result.returncode == 1
     assert "5 times 2.0 is" in result.stdout
 
 
-def test_it_works_from_inside_the_folder_and_from_afar(run, project, kata, tmp_path):
-    assert "0 of 1 bug fixed" in run(cwd=kata.folder).stdout
-    assert "0 of 1 bug fixed" in run(kata.folder, cwd=tmp_path).stdout
+def test_it_works_from_inside_the_folder_and_from_afar(run_pytest, project, kata, tmp_path):
+    assert "0 of 1 bug fixed" in run_pytest(cwd=kata.folder).stdout
+    assert "0 of 1 bug fixed" in run_pytest(kata.folder, cwd=tmp_path).stdout
 
 
-def test_a_solve_by_plain_pytest_is_seen(run, project, kata):
+def test_a_solve_by_plain_pytest_is_seen(run_pytest, project, kata):
     kata.botched.write_text(SOLUTION)
-    result = run("katas/01_scale", "-n", "2")
+    result = run_pytest("katas/01_scale", "-n", "2")
     assert result.returncode == 0
     assert "01_scale: solved, 1 of 1 bug fixed" in result.stdout
     history = History(project.state / "history.sqlite")
@@ -65,38 +51,40 @@ def test_a_solve_by_plain_pytest_is_seen(run, project, kata):
 @pytest.mark.parametrize(
     "selection", [["-k", "shift"], ["katas/01_scale/test_scale.py::test_shift"]]
 )
-def test_a_part_of_the_tests_is_no_solve(run, project, selection):
-    result = run("katas/01_scale" if selection[0] == "-k" else "-q", *selection)
+def test_a_part_of_the_tests_is_no_solve(run_pytest, project, selection):
+    result = run_pytest("katas/01_scale" if selection[0] == "-k" else "-q", *selection)
     assert result.returncode == 0
     assert "a verdict needs all" in result.stdout
     assert not (project.state / "history.sqlite").exists()
 
 
-def test_lf_runs_what_failed_alone(run):
-    run("katas/01_scale")
-    assert "2 failed" in run("katas/01_scale", "--lf").stdout
+def test_lf_runs_what_failed_alone(run_pytest):
+    run_pytest("katas/01_scale")
+    assert "2 failed" in run_pytest("katas/01_scale", "--lf").stdout
 
 
-def test_several_bugs_show_progress(run, kata):
+def test_several_bugs_show_progress(run_pytest, kata):
     from dojo import play
     from dojo.project import Project
 
     with play.opened(Project(kata.folder.parent.parent), kata) as player:
         player.plant(["adds-factor", "subtracts-offset"])
-    assert "0 of 2 bugs fixed" in run("katas/01_scale").stdout
+    assert "0 of 2 bugs fixed" in run_pytest("katas/01_scale").stdout
     kata.botched.write_text(kata.botched.read_text().replace("x - offset", "x + offset"))
-    assert "1 of 2 bugs fixed" in run("katas/01_scale").stdout
+    assert "1 of 2 bugs fixed" in run_pytest("katas/01_scale").stdout
 
 
 @pytest.mark.parametrize("which", ["reference", "path"])
-def test_a_correct_implementation_passes(run, which, tmp_path):
+def test_a_correct_implementation_passes(run_pytest, which, tmp_path):
     path = tmp_path / "solution.py"
     path.write_text(SOLUTION)
-    assert run("katas/01_scale", "--impl", path if which == "path" else which).returncode == 0
+    assert (
+        run_pytest("katas/01_scale", "--impl", path if which == "path" else which).returncode == 0
+    )
 
 
-def test_a_planted_variant_fails(run):
-    assert run("katas/01_scale", "--impl", "bug:divides+subtracts-offset").returncode == 1
+def test_a_planted_variant_fails(run_pytest):
+    assert run_pytest("katas/01_scale", "--impl", "bug:divides+subtracts-offset").returncode == 1
 
 
 @pytest.mark.parametrize(
@@ -107,24 +95,24 @@ def test_a_planted_variant_fails(run):
         ("nowhere.py", "there is no such file"),
     ],
 )
-def test_a_wrong_impl_is_explained(run, which, reason):
-    result = run("katas/01_scale", "--impl", which)
+def test_a_wrong_impl_is_explained(run_pytest, which, reason):
+    result = run_pytest("katas/01_scale", "--impl", which)
     assert result.returncode == 1
     assert reason in result.stdout
     assert "Traceback" not in result.stdout + result.stderr
 
 
-def test_tracebacks_never_print_the_answer(run, kata):
+def test_tracebacks_never_print_the_answer(run_pytest, kata):
     kata.reference.write_text(
         kata.reference.read_text().replace("return x * factor", "return x * factor + secret")
     )
-    result = run("katas/01_scale", "--impl", "reference", "--tb=long", "--showlocals")
+    result = run_pytest("katas/01_scale", "--impl", "reference", "--tb=long", "--showlocals")
     assert result.returncode == 1
     assert "return x * factor" not in result.stdout
     assert "NameError" in result.stdout
 
 
-def test_the_seed_repeats_the_data(run, kata):
+def test_the_seed_repeats_the_data(run_pytest, kata):
     kata.tests.write_text(
         "import random, numpy, torch\n"
         "def test_data(impl):\n"
@@ -133,23 +121,23 @@ def test_the_seed_repeats_the_data(run, kata):
     )
 
     def data(*arguments):
-        output = run("katas/01_scale", *arguments).stdout
+        output = run_pytest("katas/01_scale", *arguments).stdout
         return next(line for line in output.splitlines() if line.startswith("DATA"))
 
     assert data("--kata-seed", "5") == data("--kata-seed", "5", "-n", "1")
     assert data() != data()
 
 
-def test_an_edit_of_the_same_size_in_the_same_second_is_seen(run, kata):
-    first = run("katas/01_scale")
+def test_an_edit_of_the_same_size_in_the_same_second_is_seen(run_pytest, kata):
+    first = run_pytest("katas/01_scale")
     kata.botched.write_text(kata.botched.read_text().replace("x + factor", "x * factor"))
     assert first.returncode == 1
-    assert run("katas/01_scale").returncode == 0
+    assert run_pytest("katas/01_scale").returncode == 0
 
 
-def test_collection_needs_no_working_file(run, kata):
+def test_collection_needs_no_working_file(run_pytest, kata):
     kata.botched.write_text("while True: pass\n")
-    result = run("katas/01_scale", "--collect-only", "-q")
+    result = run_pytest("katas/01_scale", "--collect-only", "-q")
     assert result.returncode == 0
     assert "test_scale[2.0]" in result.stdout
 
@@ -165,12 +153,12 @@ def test_collection_needs_no_working_file(run, kata):
         ("while True: print('x' * 1000)\n", "printed more than 16 MB"),
     ],
 )
-def test_a_file_that_does_not_load_gets_one_clear_error(run, kata, text, reason):
+def test_a_file_that_does_not_load_gets_one_clear_error(run_pytest, kata, text, reason):
     if text is None:
         kata.botched.unlink()
     else:
         kata.botched.write_text(text)
-    result = run("katas/01_scale", "--kata-timeout", "2")
+    result = run_pytest("katas/01_scale", "--kata-timeout", "2")
     assert result.returncode == 1
     assert reason in result.stdout
     assert "1 error" in result.stdout
@@ -178,9 +166,9 @@ def test_a_file_that_does_not_load_gets_one_clear_error(run, kata, text, reason)
     assert len(result.stdout) < 20_000
 
 
-def test_a_missing_function_is_named(run, kata):
+def test_a_missing_function_is_named(run_pytest, kata):
     kata.botched.write_text("def shift(x, offset):\n    return x + offset\n")
-    result = run("katas/01_scale")
+    result = run_pytest("katas/01_scale")
     assert "botched.py has no 'scale', which the brief asks for" in result.stdout
 
 
@@ -193,18 +181,18 @@ def test_a_missing_function_is_named(run, kata):
         ("import sys; sys.exit(0)", "SystemExit"),
     ],
 )
-def test_code_that_misbehaves_when_called_is_named(run, kata, body, reason):
+def test_code_that_misbehaves_when_called_is_named(run_pytest, kata, body, reason):
     kata.botched.write_text(f"def scale(x, factor):\n    {body}\n{SOLUTION.split('factor * x')[1]}")
-    result = run("katas/01_scale", "--kata-timeout", "2")
+    result = run_pytest("katas/01_scale", "--kata-timeout", "2")
     assert result.returncode == 1
     assert reason in result.stdout
     assert len(result.stdout) < 20_000
 
 
-def test_a_history_that_cannot_be_written_does_not_stop_the_tests(run, project):
+def test_a_history_that_cannot_be_written_does_not_stop_the_tests(run_pytest, project):
     project.state.mkdir()
     (project.state / "history.sqlite").mkdir()
-    result = run("katas/01_scale")
+    result = run_pytest("katas/01_scale")
     assert result.returncode == 1
     assert "01_scale: not recorded: the history" in result.stdout
 

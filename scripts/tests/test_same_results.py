@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -35,12 +34,7 @@ def pytest_sessionfinish():
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
     """A copy of the project in which every kata holds its default bugs, whatever is edited here."""
-    copy = Project(tmp_path_factory.mktemp("project"))
-    ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("scripts/dojo", "katas", "fixtures"):
-        shutil.copytree(REAL.root / name, copy.root / name, ignore=ignore)
-    for name in ("conftest.py", "pyproject.toml"):
-        shutil.copy(REAL.root / name, copy.root / name)
+    copy = REAL.copied_to(tmp_path_factory.mktemp("project"), "katas", "fixtures")
     for kata in catalogue.load_all(copy):
         kata.botched.write_text(kata.planted_source(kata.default), encoding="utf-8")
     return copy

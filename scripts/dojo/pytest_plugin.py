@@ -4,6 +4,7 @@ Imports pytest, torch, numpy and the standard library alone (kernel katas also t
 `pytest katas/NAME` works on a machine that has nothing else.
 """
 
+import functools
 import random
 import re
 import secrets
@@ -76,6 +77,7 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"katas: --impl {config.option.impl} --kata-seed {config.option.kata_seed}"
 
 
+@functools.cache
 def kata_folder(path: Path) -> Path | None:
     """Return the kata folder that a test file belongs to, or None for any other test."""
     return path.parent if (path.parent / "kata.toml").is_file() else None
@@ -224,22 +226,26 @@ def _test_result(
             outcome = Outcome.TIMEOUT
     else:
         outcome = Outcome.SKIPPED if report.skipped else Outcome.PASSED
-    message = _message(call) if call.excinfo is not None else ""
+    message, raised = "", ""
+    if call.excinfo is not None:
+        raised = _raised(call.excinfo.value)
+        message = _message(call.excinfo.value, raised)
     name = item.nodeid.partition("::")[2]
     tested = item.config.stash.get(_revisions, {}).get(item.path.parent, "")
-    return TestResult(name, outcome, message, report.duration, tested)
+    return TestResult(name, outcome, message, report.duration, tested, raised)
 
 
-def _message(call: pytest.CallInfo[None]) -> str:
-    assert call.excinfo is not None
-    error = call.excinfo.value
+def _raised(error: BaseException) -> str:
+    said = (AssertionError, pytest.fail.Exception, pytest.skip.Exception)
+    return "" if isinstance(error, said) else type(error).__name__
+
+
+def _message(error: BaseException, raised: str) -> str:
     text = str(error)
     if isinstance(error, AssertionError):
         # Behind a message of the test's own, pytest repeats the expression; the message is enough.
         text = re.split(r"(?<!^)\nassert ", text, maxsplit=1)[0]
-    if not isinstance(error, (AssertionError, pytest.fail.Exception, pytest.skip.Exception)):
-        text = f"{type(error).__name__}: {text}"
-    return _shorten(text)
+    return _shorten(f"{raised}: {text}" if raised else text)
 
 
 def _shorten(text: str) -> str:

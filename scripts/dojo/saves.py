@@ -9,7 +9,7 @@ from watchfiles import Change, watch
 from dojo.files import read_bytes
 
 # Long enough for an editor that saves in two writes, too short to be noticed.
-_SETTLE_MILLISECONDS = 20
+_SETTLE_MILLISECONDS = 10
 _LOOK_MILLISECONDS = 500
 
 

@@ -102,18 +102,26 @@ class _Collector:
             child.exit_process(70)
         child.exit_process(0)
 
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """End a fork here: what pytest tidies up after this ends with the process anyway."""
+        if self._forked:
+            self._results.finish(exitstatus)
+            child.exit_process(0)
+
     def pytest_runtestloop(self, session: Any) -> None:
         """Serve requests here; return, so that the tests run, in the forks alone."""
         self._say_collected()
+        for item in session.items:
+            item.location  # noqa: B018  # worked out once here, not in every fork
+            item.repr_failure = _unprinted
         wake = _wake_on_child_exit()
         gc.collect()
         gc.freeze()
         request: dict[str, Any] | None = self._request
         while request is not None:
-            answer = self._run(request, wake, session.config)
+            self._run(request, wake, session.config)
             if self._forked:
                 return
-            child.say(self._answers, answer)
             request = self._next()
         child.exit_process(0)
 
@@ -140,15 +148,15 @@ class _Collector:
             break
         return None
 
-    def _run(self, request: dict[str, Any], wake: int, config: Any) -> dict[str, Any]:
-        """Fork, run the request there, and return what came back within the time limit."""
+    def _run(self, request: dict[str, Any], wake: int, config: Any) -> None:
+        """Fork, run the request there, and answer with what came back within the time limit."""
         started = time.monotonic()
         receive, send = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(receive)
             self._become_child(request, send, config)
-            return {}
+            return
         os.close(send)
         received = bytearray()
         ended = None
@@ -172,19 +180,22 @@ class _Collector:
                 os.read(wake, _CHUNK)
                 status = _reap(pid, os.WNOHANG)
         _kill_group(pid)
-        if status is None:
+        if status is None and not received.endswith(child.END):
             status = _reap(pid, 0)
         while select.select([receive], [], [], 0)[0] and (chunk := os.read(receive, _CHUNK)):
             received += chunk
         os.close(receive)
         if ended == "cancelled":
             _read_line(self._requests)
-        return {
+        answer = {
             "ended": ended,
             "status": status,
             "seconds": time.monotonic() - started,
             "lines": received.decode("utf-8", errors="replace").splitlines(),
         }
+        child.say(self._answers, answer)
+        if status is None:  # after the answer: unmapping so large a process takes milliseconds
+            _reap(pid, 0)
 
     def _become_child(self, request: dict[str, Any], send: int, config: Any) -> None:
         self._forked = True
@@ -203,6 +214,11 @@ class _Collector:
         config.option.kata_seed = request["seed"]
         child.limit_memory(request["memory_bytes"])
         self._results.open(os.fdopen(send, "w", encoding="utf-8"))
+
+
+def _unprinted(*_: object, **__: object) -> str:
+    """Stand in for pytest's own account of a failure, which costs more than a fast kata's tests."""
+    return ""
 
 
 def _kind(request: dict[str, Any]) -> object:

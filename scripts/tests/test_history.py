@@ -2,7 +2,7 @@ import sqlite3
 
 import pytest
 
-from dojo import history
+from dojo import database
 from dojo.errors import DojoError
 from dojo.history import History, Run
 
@@ -47,10 +47,10 @@ def test_hints_are_counted_once_each(db):
 
 
 def test_every_older_version_is_migrated_without_loss(tmp_path):
-    for version in range(len(history.MIGRATIONS) + 1):
+    for version in range(len(database.MIGRATIONS) + 1):
         path = tmp_path / f"{version}.sqlite"
         old = sqlite3.connect(path)
-        for script in history.MIGRATIONS[:version]:
+        for script in database.MIGRATIONS[:version]:
             old.executescript(script)
         if version:
             old.execute(

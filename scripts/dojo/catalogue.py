@@ -17,6 +17,9 @@ from dojo.project import Project
 # How many bugs a kata of each level plants by default: at least, at most.
 LEVELS = {"easy": (1, 1), "medium": (2, 2), "hard": (3, 6)}
 
+# How the id of a bug begins that an operator made; see `dojo.fresh`.
+FRESH = "fresh-"
+
 _KINDS: dict[Any, str] = {int: "a whole number", str: "a string", bool: "true or false"}
 _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
@@ -95,13 +98,21 @@ class Kata:
         """Return the text of the reference."""
         return self.reference.read_text(encoding="utf-8")
 
+    @cached_property
+    def fresh(self) -> tuple[Bug, ...]:
+        """Return the bugs that operators made of the reference."""
+        from dojo.fresh import fresh_bugs  # not above: it makes `Bug`s, and few commands need it
+
+        return fresh_bugs(self)
+
     def bug(self, bug_id: str) -> Bug:
         """Return the bug of that id, or raise `DojoError` with the nearest ids."""
-        for bug in self.bugs:
+        bugs = self.fresh if bug_id.startswith(FRESH) else self.bugs
+        for bug in bugs:
             if bug.id == bug_id:
                 return bug
         raise DojoError(
-            f"{self.name} has no bug {bug_id!r}{_nearest(bug_id, [b.id for b in self.bugs])}"
+            f"{self.name} has no bug {bug_id!r}{_nearest(bug_id, [b.id for b in bugs])}"
         )
 
     def planted_source(self, bug_ids: tuple[str, ...]) -> str:
@@ -189,6 +200,8 @@ def _check(kata: Kata, path: Path) -> None:
         where = f"{path}: bug {bug.id!r}"
         if not _ID.fullmatch(bug.id):
             raise CatalogueError(f"{where}: an id is lower-case words joined by hyphens")
+        if bug.id.startswith(FRESH):
+            raise CatalogueError(f"{where}: ids that begin with {FRESH} are for fresh bugs")
         if bug.id in seen:
             raise CatalogueError(f"{where}: another bug has the same id")
         seen.add(bug.id)

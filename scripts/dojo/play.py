@@ -132,16 +132,25 @@ def next_hint(
     return None
 
 
-def draw_bugs(kata: Kata, count: int, seed: int | None) -> tuple[str, ...]:
-    """Draw bugs that go together; a seed gives the same ones everywhere."""
+def draw_bugs(
+    kata: Kata, count: int, seed: int | None, bugs: Sequence[Bug] | None = None
+) -> tuple[str, ...]:
+    """Draw bugs that go together, from the catalogued ones unless others are given.
+
+    A seed gives the same ones everywhere. No two fail the same tests, or progress would not show.
+    """
     if count < 1:
         raise DojoError(f"--count must be at least 1, not {count}")
-    bugs = [bug for bug in kata.bugs if not bug.gpu]
+    if bugs is None:
+        bugs = [bug for bug in kata.bugs if not bug.gpu]
     rng = random.Random() if seed is None else random.Random(f"{kata.name}:{seed}")
-    chosen = choose(kata.correct_source, bugs, count, rng)
-    if chosen is None:
-        raise DojoError(f"{kata.name} has no {count} bugs that can be planted together")
-    return tuple(bug.id for bug in chosen)
+    for _ in range(100):
+        chosen = choose(kata.correct_source, bugs, count, rng)
+        if chosen is None:
+            break
+        if len({frozenset(bug.killed_by) for bug in chosen}) == count:
+            return tuple(bug.id for bug in chosen)
+    raise DojoError(f"{kata.name} has no {count} bugs that can be planted together")
 
 
 def _diff(old: str, new: str, kata: Kata) -> str:

@@ -226,26 +226,27 @@ def _test_result(
             outcome = Outcome.TIMEOUT
     else:
         outcome = Outcome.SKIPPED if report.skipped else Outcome.PASSED
-    message, raised = "", ""
-    if call.excinfo is not None:
-        raised = _raised(call.excinfo.value)
-        message = _message(call.excinfo.value, raised)
+    message = _message(call) if call.excinfo is not None else ""
     name = item.nodeid.partition("::")[2]
     tested = item.config.stash.get(_revisions, {}).get(item.path.parent, "")
-    return TestResult(name, outcome, message, report.duration, tested, raised)
+    return TestResult(name, outcome, message, report.duration, tested, _raised(call))
 
 
-def _raised(error: BaseException) -> str:
-    said = (AssertionError, pytest.fail.Exception, pytest.skip.Exception)
-    return "" if isinstance(error, said) else type(error).__name__
+def _raised(call: pytest.CallInfo[None]) -> bool:
+    said = (AssertionError, pytest.fail.Exception, pytest.skip.Exception, Warning)
+    return call.excinfo is not None and not isinstance(call.excinfo.value, said)
 
 
-def _message(error: BaseException, raised: str) -> str:
+def _message(call: pytest.CallInfo[None]) -> str:
+    assert call.excinfo is not None
+    error = call.excinfo.value
     text = str(error)
     if isinstance(error, AssertionError):
         # Behind a message of the test's own, pytest repeats the expression; the message is enough.
         text = re.split(r"(?<!^)\nassert ", text, maxsplit=1)[0]
-    return _shorten(f"{raised}: {text}" if raised else text)
+    if not isinstance(error, (AssertionError, pytest.fail.Exception, pytest.skip.Exception)):
+        text = f"{type(error).__name__}: {text}"
+    return _shorten(text)
 
 
 def _shorten(text: str) -> str:

@@ -29,6 +29,7 @@ class TestResult:
     message: str
     seconds: float
     revision: str = ""  # of the implementation's text that was tested
+    raised: bool = False  # an exception ended it, other than an assertion or a warning
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain data, for xdist and the runner to send."""

@@ -129,12 +129,14 @@ class Sessions:
 
     def end_exercise(
         self, exercise_id: int, ending: Ending, spent: float, grade: int | None
-    ) -> None:
-        """Record how an exercise ended."""
-        self._database.execute(
-            "UPDATE exercise SET outcome = ?, spent = ?, grade = ?, ended_at = ? WHERE id = ?",
+    ) -> Exercise:
+        """Record how an exercise ended, and return it."""
+        (session_id,) = self._database.execute(
+            "UPDATE exercise SET outcome = ?, spent = ?, grade = ?, ended_at = ? WHERE id = ? "
+            "RETURNING session",
             (ending, spent, grade, now(), exercise_id),
-        )
+        ).fetchone()
+        return next(item for item in self.exercises(session_id) if item.id == exercise_id)
 
     def _select(self, where: str, *parameters: int) -> list[Session]:
         rows = self._database.execute(

@@ -59,9 +59,8 @@ class Workspace:
             # A replacement was cut off: it happened unless the file still has its old text.
             happened = revision(self.content() or b"") != pending["old"]
             state = pending["planting"] if happened else state
-        known = {bug.id for bug in self.kata.bugs}
         bugs = state.get("bugs")
-        if bugs is None or not known.issuperset(bugs):
+        if bugs is None or not all(map(self._is_known, bugs)):
             return Planting(self.kata.default)
         return Planting(tuple(bugs), state.get("attempt"))
 
@@ -126,6 +125,13 @@ class Workspace:
         write_atomically(path.with_suffix(".json"), json.dumps(facts).encode())
         write_atomically(path, content)
         return Backup(number, path, saved_at, reason, planting)
+
+    def _is_known(self, bug_id: str) -> bool:
+        try:
+            self.kata.bug(bug_id)
+        except DojoError:
+            return False
+        return True
 
     def _read_state(self) -> dict[str, Any]:
         try:

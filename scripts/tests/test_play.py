@@ -1,10 +1,7 @@
-import random
-
 import pytest
 
 from dojo import play, results
 from dojo.results import Outcome, RunResult, Status, TestResult
-from dojo.session import Session, choose_bugs, choose_kata
 
 
 @pytest.fixture
@@ -78,34 +75,3 @@ def test_a_reset_starts_a_new_attempt(player):
     assert [bug.id for bug in player.planted()] == ["subtracts-offset"]
     assert "-    moved = x - offset" not in player.diff_from_planted()
     assert "+    moved = x + offset" in player.diff_to_correct()
-
-
-def test_practice_first_plants_the_default_and_then_something_else(player):
-    rng = random.Random(0)
-    assert choose_bugs(player.kata, player.history, rng) == ("adds-factor",)
-    for _ in range(10):
-        before = {bug.id for bug in player.planted()}
-        player.plant(choose_bugs(player.kata, player.history, rng))
-        player_now = {bug.id for bug in player.planted()}
-        assert player_now != before or len(player.history.attempts("01_scale")) == 1
-
-
-def test_practice_draws_an_unsolved_kata(player):
-    rng = random.Random(0)
-    assert choose_kata([player.kata], player.history, rng) == player.kata
-    passing = (outcome("test_shift", Outcome.PASSED),)
-    player.record(RunResult(Status.PASSED, passing, "", 0.1))
-    assert choose_kata([player.kata], player.history, rng) == player.kata  # all solved: any
-
-
-def test_the_clock_of_a_session(player):
-    now = [100.0]
-    session = Session(player, minutes=2, clock=lambda: now[0])
-    now[0] += 90
-    assert session.remaining() == 30
-    now[0] += 60
-    assert session.remaining() == -30
-    debrief = session.debrief()
-    assert debrief.seconds == 150
-    assert not debrief.solved
-    assert player.attempt().revealed_at is not None

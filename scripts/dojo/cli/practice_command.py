@@ -1,99 +1,166 @@
-"""kata practice: a kata against the clock, in plain lines."""
+"""kata practice: katas against the clock."""
 
-import random
+import sys
+from collections.abc import Callable
+from datetime import date, datetime
 
 import click
 
-from dojo import catalogue, play
-from dojo.catalogue import Kata
-from dojo.cli.diff import colour_diff
+from dojo import catalogue, session
+from dojo.catalogue import LEVELS
+from dojo.debrief_report import minutes, session_markdown
+from dojo.errors import DojoError
+from dojo.files import write_atomically
 from dojo.history import History
+from dojo.planning import DEFAULT_MINUTES, Wishes, plan
 from dojo.project import Project
-from dojo.report import run_lines, story_lines
 from dojo.runner import Runner
-from dojo.session import Debrief, Session, choose_bugs, choose_kata
-from dojo.watching import Judged, watching
+from dojo.session import Practice, Standing
 
-_TICK_SECONDS = 0.5
+Lead = Callable[[Practice, Runner], bool]
 
 
 @click.command(name="practice")
-@click.argument("name", metavar="[KATA]", required=False)
-@click.option("--minutes", type=click.FloatRange(min=0.01), help="Default: the kata's own.")
+@click.argument("names", metavar="[KATA]...", nargs=-1)
+@click.option(
+    "--minutes",
+    "allowed",
+    type=click.FloatRange(min=0.01),
+    help=f"For all katas together. Default: {DEFAULT_MINUTES:g}, or the named katas' own time.",
+)
+@click.option("--katas", "count", type=click.IntRange(min=1), help="How many katas to choose.")
+@click.option("--topic", help="Choose katas of this topic; scripts/list.sh shows them.")
+@click.option("--level", type=click.Choice(list(LEVELS)), help="Choose katas of this level.")
+@click.option("--seed", type=int, metavar="S", help="The same katas and bugs for everyone.")
+@click.option("--gpu", is_flag=True, help="Kernel katas, with bugs that only a GPU shows.")
+@click.option("--fresh", is_flag=True, help="Bugs that are in no catalogue.")
+@click.option("--interview", is_flag=True, help="No hints, more bugs, one report at the end.")
+@click.option(
+    "--by",
+    "interview_on",
+    type=click.DateTime(["%Y-%m-%d"]),
+    metavar="DATE",
+    help="The day of your interview, as 2027-01-31: what is due comes before it.",
+)
+@click.option("--plain", is_flag=True, help="Plain lines in place of the full screen.")
 @click.pass_obj
-def command(project: Project, name: str | None, minutes: float | None) -> None:
-    """Hunt a kata's bugs against the clock: it is tested at every save, with a debrief at the end.
+def command(
+    project: Project,
+    names: tuple[str, ...],
+    allowed: float | None,
+    count: int | None,
+    topic: str | None,
+    level: str | None,
+    seed: int | None,
+    gpu: bool,
+    fresh: bool,
+    interview: bool,
+    interview_on: datetime | None,
+    plain: bool,
+) -> None:
+    """Hunt bugs against the clock: your file is tested at every save, with a debrief at the end.
 
-    Without a name, a kata is chosen for you. Ctrl-C stops and keeps everything.
+    Without names, katas are chosen for you: what is due, then what is new. A session that was left,
+    by q or by a power cut, is taken up again by a bare `kata practice`.
 
     \b
+    Example: kata practice
     Example: kata practice softmax --minutes 10
+    Example: kata practice --topic convolution --katas 2 --interview
     """
-    with Runner(project) as runner:  # it gets warm while the brief is read
-        kata = catalogue.find(project, name) if name else _draw(project)
-        with play.opened(project, kata) as player:
-            backup = player.plant(choose_bugs(kata, player.history, random.Random()), "practice")
-            allowed = minutes or kata.minutes
-            _introduce(kata, allowed, len(player.planted()), kept=backup is not None)
-            session = Session(player, allowed)
+    if names and (count or topic or level):
+        raise click.UsageError("--katas, --topic and --level choose katas: name none then")
+    wishes = Wishes(
+        named=tuple(dict.fromkeys(catalogue.find(project, name) for name in names)),
+        minutes=allowed,
+        katas=count,
+        topic=topic,
+        level=level,
+        seed=seed,
+        gpu=gpu,
+        fresh=fresh,
+        interview=interview,
+        interview_on=interview_on.date() if interview_on else None,
+    )
+    lead = _plain if plain or not (sys.stdin.isatty() and sys.stdout.isatty()) else _full_screen
+    with session.alone(project), Runner(project) as runner:  # it gets warm while the brief is read
+        history = History(project.history)
+        try:
+            practice = _resumed(project, history, wishes) or _begun(project, history, wishes)
             try:
-                _hunt(kata, runner, session)
+                finished = lead(practice, runner)
             except KeyboardInterrupt:
-                click.echo(
-                    f"\nStopped. Your file is as you left it: scripts/check.sh {kata.name} "
-                    f"tests it, scripts/reveal.sh {kata.name} tells what was planted."
-                )
+                _say_goodbye(project, practice, finished=False)
                 raise SystemExit(130) from None
-            _conclude(kata, session.debrief())
+            _say_goodbye(project, practice, finished)
+        finally:
+            history.close()
 
 
-def _draw(project: Project) -> Kata:
-    history = History(project.history)
-    try:
-        return choose_kata(catalogue.load_all(project), history, random.Random())
-    finally:
-        history.close()
+def _plain(practice: Practice, runner: Runner) -> bool:
+    from dojo.cli.plain import Plain
+
+    return Plain(practice, runner).lead()
 
 
-def _introduce(kata: Kata, minutes: float, bugs: int, *, kept: bool) -> None:
-    click.echo(kata.brief.read_text(encoding="utf-8"))
-    if kept:
-        click.echo(f"Your earlier text is kept: scripts/undo.sh {kata.name}")
-    planted = "1 bug is" if bugs == 1 else f"{bugs} bugs are"
-    click.echo(f"{planted} planted. You have {minutes:g} minutes from now. Edit and save:")
-    click.echo(f"  {kata.botched}")
+def _full_screen(practice: Practice, runner: Runner) -> bool:
+    # Imported here: nothing else needs the terminal interface.
+    from dojo.screens.app import PracticeApp
+
+    return bool(PracticeApp(practice, runner).run())
 
 
-def _hunt(kata: Kata, runner: Runner, session: Session) -> None:
-    """Test at the start and at every save, until the kata is solved or time is up."""
-    with watching(kata, runner) as watcher:
-        for event in watcher.events(_TICK_SECONDS):
-            if isinstance(event, Judged):
-                judgement = session.judge(event.result)
-                left = max(session.remaining(), 0)
-                click.echo(
-                    f"\n[{left // 60:.0f}:{left % 60:02.0f} left] revision {event.result.revision}"
-                )
-                for line in run_lines(kata.name, event.result, judgement):
-                    click.echo(line)
-                if judgement.solved:
-                    return
-            if session.remaining() <= 0:
-                click.echo("\nTime is up.")
-                return
+def _resumed(project: Project, history: History, wishes: Wishes) -> Practice | None:
+    """Return the unfinished session if it is to go on; end it otherwise."""
+    practice = session.unfinished(project, history)
+    if practice is None:
+        return None
+    standing = practice.standing()
+    if standing is None:
+        practice.end()
+        return None
+    if wishes == Wishes():
+        click.echo(f"A session is unfinished: {_describe(standing)}.")
+        if not sys.stdin.isatty() or click.confirm("Go on with it?", default=True):
+            return practice
+    else:
+        click.echo(f"The unfinished session ends here: {_describe(standing)}.")
+    practice.end()
+    return None
 
 
-def _conclude(kata: Kata, debrief: Debrief) -> None:
-    click.echo(f"\nDebrief: {kata.name}")
-    minutes = f"{debrief.seconds // 60:.0f} min {debrief.seconds % 60:.0f} s"
-    outcome = "solved" if debrief.solved else "not solved"
-    click.echo(f"{outcome}, {minutes}, {debrief.runs} runs, {debrief.hints} hints")
-    click.echo("\nWhat you changed:")
-    click.echo(colour_diff(debrief.diff) if debrief.diff else "nothing")
-    click.echo("\nWhat was planted:")
-    for bug in debrief.planted:
-        found = "fixed" if bug.id in debrief.gone else "missed"
-        lines = story_lines(bug)
-        click.echo(f"\n[{found}] " + "\n".join(lines))
-    if not debrief.solved:
-        click.echo(f"\nThe correct text: scripts/reveal.sh {kata.name}")
+def _describe(standing: Standing) -> str:
+    parts = [f"{standing.kata}, {minutes(standing.left)} left"]
+    if standing.hints:
+        parts.append("1 hint" if standing.hints == 1 else f"{standing.hints} hints")
+    if standing.last_run:
+        run = standing.last_run
+        parts.append(f"last result {run.failed} of {run.passed + run.failed} tests failed")
+    return ", ".join(parts)
+
+
+def _begun(project: Project, history: History, wishes: Wishes) -> Practice:
+    katas = [] if wishes.named else catalogue.load_all(project)
+    by = wishes.interview_on
+    if by is not None and by < date.today():
+        raise DojoError(f"--by {by} is in the past")
+    planned = plan(katas, history, wishes)
+    return session.begin(
+        project, history, planned, interview=wishes.interview, interview_on=wishes.interview_on
+    )
+
+
+def _say_goodbye(project: Project, practice: Practice, finished: bool) -> None:
+    if not finished:
+        click.echo(
+            "\nThe session waits for you, your file is as you left it: scripts/practice.sh goes on."
+        )
+        return
+    debriefs = practice.debriefs()
+    report = session_markdown(practice.session, debriefs)
+    name = f"{practice.session.started_at.astimezone():%Y-%m-%d-%H%M}.md"
+    path = project.state / "reports" / name
+    write_atomically(path, report.encode())
+    if practice.session.interview:
+        click.echo(report)
+    click.echo(f"The session is over. A report to keep or to share: {path}")

@@ -1,0 +1,10 @@
+"""A unified diff in colours."""
+
+from rich.text import Text
+
+_STYLES = {"+": "green", "-": "red", "@": "cyan"}
+
+
+def diff_text(diff: str) -> Text:
+    """Return the diff, each line in the colour of its kind."""
+    return Text("\n").join(Text(line, _STYLES.get(line[:1], "")) for line in diff.splitlines())

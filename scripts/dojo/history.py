@@ -59,7 +59,7 @@ class History:
 
     def attempts(self, kata: str) -> list[Attempt]:
         """Return every attempt at a kata, oldest first."""
-        return self._attempts("WHERE kata = ? ORDER BY id", kata)
+        return self._attempts("WHERE kata = ? ORDER BY started_at, id", kata)
 
     def solved_katas(self) -> set[str]:
         """Return the names of the katas that were solved before they were revealed."""

@@ -123,8 +123,9 @@ def _by_need(katas: list[Kata], history: History, wishes: Wishes, rng: random.Ra
     shuffled = rng.sample(katas, len(katas))
     if wishes.seed is not None:
         return shuffled
-    exercises = Sessions(history.database).exercises()
-    due = schedule.due(exercises, wishes.interview_on)
+    sessions = Sessions(history.database)
+    interview_on = wishes.interview_on or sessions.interview_on()
+    due = schedule.due(sessions.exercises(), interview_on)
     now = datetime.now(UTC)
     solved = history.solved_katas()
     levels = list(LEVELS)

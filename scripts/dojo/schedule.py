@@ -29,11 +29,15 @@ def grade(ending: Ending, spent: float, budget: float, hints: int) -> int | None
 def due(exercises: Iterable[Exercise], interview_on: date | None = None) -> dict[str, datetime]:
     """Return when each graded kata is due, in UTC; no later than on the interview's day."""
     cards: dict[str, Card] = {}
-    for exercise in exercises:
-        if exercise.grade is not None and exercise.ended_at is not None:
-            card = cards.get(exercise.kata) or Card()
-            rating = Rating(exercise.grade)
-            cards[exercise.kata], _ = _SCHEDULER.review_card(card, rating, exercise.ended_at)
+    reviews = [
+        (item.ended_at, item.kata, Rating(item.grade))
+        for item in exercises
+        if item.ended_at and item.grade
+    ]
+    # Sorted, for what was imported stands after what it happened before.
+    for ended_at, kata, rating in sorted(reviews):
+        card = cards.get(kata) or Card()
+        cards[kata], _ = _SCHEDULER.review_card(card, rating, ended_at)
     latest = datetime.max.replace(tzinfo=UTC)
     if interview_on is not None:
         latest = datetime.combine(interview_on, time(), UTC)

@@ -214,10 +214,15 @@ def unfinished(project: Project, history: History) -> Practice | None:
 
 def last_time(history: History, kata: str) -> tuple[float, int] | None:
     """Return the seconds and the hints of a kata's last exercise, if one was ended."""
-    for exercise in reversed(Sessions(history.database).exercises()):
-        if exercise.kata == kata and exercise.grade is not None and exercise.attempt is not None:
-            return exercise.spent, len(history.hints(exercise.attempt))
-    return None
+    met = [
+        (item.ended_at, item.spent, item.attempt)
+        for item in Sessions(history.database).exercises()
+        if item.kata == kata and item.grade and item.ended_at and item.attempt
+    ]
+    if not met:
+        return None
+    _, spent, attempt = max(met)
+    return spent, len(history.hints(attempt))
 
 
 @contextmanager

@@ -75,12 +75,21 @@ class Sessions:
 
     def all(self) -> list[Session]:
         """Return every session, oldest first."""
-        return self._select("ORDER BY id")
+        return self._select("ORDER BY started_at, id")
 
     def unfinished(self) -> Session | None:
         """Return the session that has not ended, if there is one."""
-        found = self._select("WHERE ended_at IS NULL ORDER BY id DESC LIMIT 1")
+        found = self._select("WHERE ended_at IS NULL ORDER BY started_at DESC LIMIT 1")
         return found[0] if found else None
+
+    def interview_on(self) -> date | None:
+        """Return the day that the learner last said to prepare for, unless it has passed."""
+        row = self._database.execute(
+            "SELECT interview_on FROM session WHERE interview_on IS NOT NULL "
+            "ORDER BY started_at DESC LIMIT 1"
+        ).fetchone()
+        day = date.fromisoformat(row[0]) if row else None
+        return day if day and day >= date.today() else None
 
     def end(self, session_id: int) -> None:
         """Record the end of a session; exercises that were not reached count as skipped."""
@@ -95,7 +104,7 @@ class Sessions:
             )
 
     def exercises(self, session_id: int | None = None) -> list[Exercise]:
-        """Return the exercises of a session, or of all, in order."""
+        """Return the exercises of a session in their order, or of all sessions."""
         rows = self._database.execute(
             "SELECT id, session, kata, bugs, budget, spent, attempt, outcome, grade, ended_at "
             "FROM exercise WHERE session = coalesce(?, session) ORDER BY id",

@@ -261,4 +261,7 @@ def _read_line(descriptor: int) -> bytes:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:  # the client was killed: nobody is left to answer
+        child.exit_process(0)

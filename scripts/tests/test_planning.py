@@ -1,6 +1,6 @@
 import random
 from dataclasses import replace
-from datetime import date
+from datetime import date, timedelta
 
 import pytest
 
@@ -112,3 +112,17 @@ def test_katas_solved_elsewhere_are_not_new(history):
         history.add_run(attempt, Run("abc", 3, 0, kata.default, True, 0.1))
     (first,) = plan(KATAS, history, Wishes(katas=1))
     assert first.kata == easy[0]
+
+
+def test_the_interview_date_is_remembered_until_it_has_passed(history):
+    sessions = Sessions(history.database)
+    assert sessions.interview_on() is None
+    day = date.today() + timedelta(days=1)
+    sessions.begin([("x", [], 60.0)], interview_on=day)
+    sessions.begin([("x", [], 60.0)])
+    assert sessions.interview_on() == day
+    practise(history, KATAS[0].name, 4)
+    due = schedule.due(sessions.exercises(), sessions.interview_on())
+    assert due[KATAS[0].name].date() == day
+    sessions.begin([("x", [], 60.0)], interview_on=date.today() - timedelta(days=1))
+    assert sessions.interview_on() is None

@@ -1,21 +1,23 @@
 """kata list: which katas there are, and which are solved."""
 
 from collections.abc import Sequence
+from datetime import date, datetime
 
 import click
 
-from dojo import catalogue
+from dojo import catalogue, schedule
 from dojo.catalogue import CatalogueError, Kata
 from dojo.cli.table import render
 from dojo.history import History
 from dojo.project import Project
+from dojo.sessions import Sessions
 
 
 @click.command(name="list")
 @click.option("--markdown", is_flag=True, help="Print the table of README.md.")
 @click.pass_obj
 def command(project: Project, markdown: bool) -> None:
-    """Show the katas with topic, level, minutes, and how you stand.
+    """Show the katas with topic, level, minutes, how you stand, and when they should come again.
 
     \b
     Example: kata list
@@ -25,6 +27,8 @@ def command(project: Project, markdown: bool) -> None:
         return
     history = History(project.history)
     solved = history.solved_katas()
+    sessions = Sessions(history.database)
+    due = schedule.due(sessions.exercises(), sessions.interview_on())
     rows = []
     malformed = []
     for folder in catalogue.kata_folders(project):
@@ -40,11 +44,19 @@ def command(project: Project, markdown: bool) -> None:
             state = "revealed"
         else:
             state = "tried" if attempts else ""
-        rows.append((kata.name, kata.topic, kata.level, str(kata.minutes), state))
+        when = _days_from_now(due[kata.name]) if kata.name in due else ""
+        rows.append((kata.name, kata.topic, kata.level, str(kata.minutes), state, when))
     history.close()
-    click.echo(render(("kata", "topic", "level", "minutes", "state"), rows))
+    click.echo(render(("kata", "topic", "level", "minutes", "state", "due"), rows))
     for message in malformed:
         click.secho(message, fg="red", err=True)
+
+
+def _days_from_now(moment: datetime) -> str:
+    days = (moment.astimezone().date() - date.today()).days
+    if days <= 0:
+        return "now"
+    return "tomorrow" if days == 1 else f"in {days} days"
 
 
 def readme_table(katas: Sequence[Kata]) -> str:

@@ -1,0 +1,32 @@
+"""kata export: the history as one file."""
+
+from pathlib import Path
+
+import click
+
+from dojo.cli import output
+from dojo.history import History
+from dojo.project import Project
+from dojo.transfer import export_history
+
+
+@click.command(name="export")
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--force", is_flag=True, help="Overwrite a file that exists.")
+@click.pass_obj
+def command(project: Project, file: Path, force: bool) -> None:
+    """Write your whole history to FILE, as JSON; - is standard output.
+
+    Your texts are not in it: attempts, runs, hints and practice sessions are.
+
+    \b
+    Example: kata export history.json
+    """
+    history = History(project.history)
+    text = export_history(history) + "\n"
+    history.close()
+    if str(file) == "-":
+        click.echo(text, nl=False)
+        return
+    output.write(file, text, overwrite=force)
+    click.echo(f"wrote {file}; scripts/import.sh {file.name} merges it on another machine")

@@ -9,3 +9,4 @@ cd "$ROOT"
 "$PYTHON" -m mypy
 "$PYTHON" -m pytest scripts/tests -n auto --dist worksteal -q "$@"
 "$PYTHON" -m dojo verify
+"$PYTHON" -m dojo verify --mutants --sample 16

@@ -3,13 +3,16 @@
 Everything runs in a copy of the project, so that nobody's file is touched.
 """
 
+import fcntl
 import os
 import pty
 import re
 import sqlite3
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,12 +76,55 @@ def theirs_from_save(project: Project, kata: Kata) -> float:
 def _from_save(
     command: list[str], project: Project, kata: Kata, verdict: "re.Pattern[bytes]"
 ) -> float:
-    """Run a watcher in a terminal of its own, save again and again, and wait for its verdicts."""
+    """Run a watcher, save again and again, and wait for its verdicts."""
+    text = kata.botched.read_text(encoding="utf-8")
+    with _in_terminal(command, project) as controller:
+        _wait_for(controller, verdict)  # its first run
+        seconds = []
+        for number in range(SAVES):
+            time.sleep(_PAUSE_SECONDS)
+            started = time.monotonic()
+            kata.botched.write_text(f"{text}\n# {number}\n", encoding="utf-8")
+            _wait_for(controller, verdict)
+            seconds.append(time.monotonic() - started)
+        return median(seconds)
+
+
+def practice_screen(project: Project, kata: Kata) -> tuple[float, float]:
+    """Return the seconds from `kata practice` to its first screen, and from a key to its answer.
+
+    The keys are pressed while tests run: the file under test takes long to load.
+    """
+    command = [sys.executable, "-m", "dojo", "practice", kata.name]
+    started = time.monotonic()
+    with _in_terminal(command, project) as controller:
+        _wait_for(controller, re.compile(rb"planted"))
+        first_screen = time.monotonic() - started
+        _wait_for(controller, re.compile(rb"revision"))
+        slow = f"import time\ntime.sleep({_PATIENCE_SECONDS})\n"
+        kata.botched.write_text(slow, encoding="utf-8")
+        _wait_for(controller, re.compile(rb"running"))
+        seconds = []
+        for _ in range(SAVES):
+            time.sleep(0.3)  # a key a time, as a person presses them
+            pressed = time.monotonic()
+            os.write(controller, b"p")
+            _wait_for(controller, re.compile(rb"paused"))
+            seconds.append(time.monotonic() - pressed)
+            os.write(controller, b"p")
+        return first_screen, median(seconds)
+
+
+@contextmanager
+def _in_terminal(command: list[str], project: Project) -> Iterator[int]:
+    """Run a command in a terminal of its own; yield what is typed into and read from."""
     controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(project.root / "scripts"),
+        "TERM": "xterm-256color",
         "NO_COLOR": "1",
     }
     process = subprocess.Popen(
@@ -92,17 +138,8 @@ def _from_save(
     )
     os.close(terminal)
     os.set_blocking(controller, False)
-    text = kata.botched.read_text(encoding="utf-8")
     try:
-        _wait_for(controller, verdict)  # its first run
-        seconds = []
-        for number in range(SAVES):
-            time.sleep(_PAUSE_SECONDS)
-            started = time.monotonic()
-            kata.botched.write_text(f"{text}\n# {number}\n", encoding="utf-8")
-            _wait_for(controller, verdict)
-            seconds.append(time.monotonic() - started)
-        return median(seconds)
+        yield controller
     finally:
         process.kill()
         process.wait()
@@ -119,6 +156,8 @@ def _wait_for(controller: int, verdict: "re.Pattern[bytes]") -> None:
             seen += os.read(controller, 65_536)
         except BlockingIOError:
             time.sleep(0.0005)
+        except OSError:
+            raise DojoError("a command ended that should have gone on") from None
 
 
 def ours_per_mutant(project: Project, kata: Kata) -> float:

@@ -2,8 +2,9 @@
 
 import os
 import queue
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -14,19 +15,26 @@ from dojo.runner import Runner
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+# Jobs a core: enough that one slow job keeps no core idle.
+_AHEAD = 16
+
 
 class Pool:
     """A set of warm runners that share out jobs."""
 
     def __init__(self, runners: list[Runner]) -> None:
         """Take runners that are free."""
+        self._runners = runners
         self._free: queue.SimpleQueue[Runner] = queue.SimpleQueue()
         for runner in runners:
             self._free.put(runner)
         self.size = len(runners)
 
     def map(self, work: Callable[[Runner, Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-        """Yield `work(runner, job)` for each job, in order, as the results come."""
+        """Yield `work(runner, job)` for each job, in order, as the results come.
+
+        Jobs are drawn a little ahead of the results. An early end cancels the runs under way.
+        """
 
         def with_runner(job: Job) -> Result:
             runner = self._free.get()
@@ -36,10 +44,19 @@ class Pool:
                 self._free.put(runner)
 
         with ThreadPoolExecutor(self.size) as threads:
+            waiting: deque[Future[Result]] = deque()
             try:
-                yield from threads.map(with_runner, jobs)
+                for job in jobs:
+                    waiting.append(threads.submit(with_runner, job))
+                    if len(waiting) > _AHEAD * self.size:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
             finally:
-                threads.shutdown(cancel_futures=True)
+                if waiting:
+                    threads.shutdown(wait=False, cancel_futures=True)
+                    for runner in self._runners:
+                        runner.cancel()
 
 
 @contextmanager

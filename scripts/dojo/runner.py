@@ -43,8 +43,18 @@ class Runner:
         """End the processes."""
         self.close()
 
-    def run(self, kata: Kata, impl: str = "botched", seed: int | None = None) -> RunResult:
-        """Run the kata's tests against an implementation, which goes by its `--impl`."""
+    def run(
+        self,
+        kata: Kata,
+        impl: str = "botched",
+        seed: int | None = None,
+        *,
+        first_failure: bool = False,
+    ) -> RunResult:
+        """Run the kata's tests against an implementation, which goes by its `--impl`.
+
+        All of them, or until the first failure.
+        """
         root = self._project.root
         request = {
             "root": str(root),
@@ -57,6 +67,7 @@ class Runner:
                 "-pno:cacheprovider",
                 # A crash ends in a verdict; its trace would come out among what is shown.
                 "-pno:faulthandler",
+                *(["--exitfirst"] if first_failure else []),
             ],
             # An edit of any of these needs the tests to be collected anew.
             "collects": [str(kata.tests), str(root / "conftest.py"), str(root / "pyproject.toml")],

@@ -236,3 +236,12 @@ def test_closing_ends_the_warm_process(runner, kata):
     runner.run(kata)
     runner.close()
     assert runner._transport.process.returncode == 0
+
+
+def test_a_run_until_the_first_failure_ends_there(runner, kata):
+    kata.botched.write_text(kata.planted_source(("adds-factor", "subtracts-offset")))
+    assert len(runner.run(kata).tests) == 3
+    (only,) = runner.run(kata, first_failure=True).tests
+    assert only.outcome is Outcome.FAILED
+    kata.botched.write_text(kata.correct_source)
+    assert runner.run(kata, first_failure=True).status is Status.PASSED

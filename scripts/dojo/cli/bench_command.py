@@ -21,7 +21,7 @@ def command(project: Project, names: tuple[str, ...], loop: bool) -> None:
 
     Without a name, also what `pytest katas/03_softmax` takes beside pytest on a one-line test
     that imports torch. With --loop: on a copy of the first kata named (else 03_softmax), a save
-    beside pytest-watcher, a mutant beside cosmic-ray, and a thousand runs in a row.
+    beside pytest-watcher, a mutant beside cosmic-ray, practice's screen, and a thousand runs.
 
     \b
     Example: kata bench softmax conv1d
@@ -66,6 +66,9 @@ def _loop(project: Project, name: str) -> None:
             rows.append((label, f"{1e3 * us:.0f}", tool, f"{1e3 * them:.0f}", f"{them / us:.0f}"))
         header = (kata.name, "ours ms", "beside", "its ms", "times faster")
         click.echo(render(header, rows))
+        screen, key = bench_loop.practice_screen(*copy)
+        click.echo(f"practice: first screen after {screen:.2f} s")
+        click.echo(f"a key, while tests run: {1e3 * key:.0f} ms")
         rate = bench_loop.verify_rate(*copy)
         click.echo(f"verify: {rate:.1f} variants a second on each core")
         click.echo("running 1,000 times in a row ...", err=True)

@@ -1,9 +1,12 @@
 """kata reset: plant bugs, keeping the learner's text."""
 
+import secrets
+
 import click
 
 from dojo import catalogue, play
 from dojo.catalogue import Kata
+from dojo.errors import DojoError
 from dojo.project import Project
 
 
@@ -11,6 +14,7 @@ from dojo.project import Project
 @click.argument("names", metavar="[KATA]...", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Reset every kata.")
 @click.option("--bugs", metavar="ID,ID", help="Plant these bugs in place of the default ones.")
+@click.option("--fresh", is_flag=True, help="Draw from the bugs that are in no catalogue.")
 @click.option("--count", type=int, metavar="N", help="Plant N bugs drawn at random.")
 @click.option("--seed", type=int, metavar="S", help="Draw the same bugs on every machine.")
 @click.pass_obj
@@ -19,6 +23,7 @@ def command(
     names: tuple[str, ...],
     every: bool,
     bugs: str | None,
+    fresh: bool,
     count: int | None,
     seed: int | None,
 ) -> None:
@@ -27,21 +32,28 @@ def command(
     \b
     Example: kata reset softmax
     Example: kata reset softmax --count 2 --seed 7
+    Example: kata reset softmax --fresh
     """
     if every == bool(names):
         raise click.UsageError("name the katas to reset, or give --all")
-    if bugs is not None and (count is not None or seed is not None):
-        raise click.UsageError("--bugs names the bugs; --count and --seed draw them: give one kind")
+    if bugs is not None and (fresh or count is not None or seed is not None):
+        raise click.UsageError(
+            "--bugs names the bugs; --fresh, --count and --seed draw them: give one kind"
+        )
+    if fresh and seed is None:
+        seed = secrets.randbelow(10_000)
     katas = catalogue.named(project, names)
     # All are chosen before any is planted: a wrong id changes nothing.
-    chosen = [(kata, _choose(kata, bugs, count, seed)) for kata in katas]
+    chosen = [(kata, _choose(kata, bugs, fresh, count, seed)) for kata in katas]
     for kata, bug_ids in chosen:
         kata.planted_source(bug_ids)
     for kata, bug_ids in chosen:
-        _reset(project, kata, bug_ids)
+        _reset(project, kata, bug_ids, f"fresh, --seed {seed}" if fresh else "")
 
 
-def _choose(kata: Kata, bugs: str | None, count: int | None, seed: int | None) -> tuple[str, ...]:
+def _choose(
+    kata: Kata, bugs: str | None, fresh: bool, count: int | None, seed: int | None
+) -> tuple[str, ...]:
     if bugs is not None:
         bug_ids = tuple(dict.fromkeys(bug_id.strip() for bug_id in bugs.split(",")))
         for bug_id in bug_ids:
@@ -49,12 +61,19 @@ def _choose(kata: Kata, bugs: str | None, count: int | None, seed: int | None) -
         return bug_ids
     if count is None and seed is None:
         return kata.default
-    return play.draw_bugs(kata, len(kata.default) if count is None else count, seed)
+    if fresh and not kata.fresh:
+        raise DojoError(
+            f"{kata.name} has no fresh bugs; `scripts/verify.sh --mutants {kata.name} --record` "
+            "makes them (it needs the development dependencies)"
+        )
+    number = len(kata.default) if count is None else count
+    return play.draw_bugs(kata, number, seed, kata.fresh if fresh else None)
 
 
-def _reset(project: Project, kata: Kata, bug_ids: tuple[str, ...]) -> None:
+def _reset(project: Project, kata: Kata, bug_ids: tuple[str, ...], note: str) -> None:
     with play.opened(project, kata) as player:
         backup = player.plant(bug_ids)
     plural = "bug" if len(bug_ids) == 1 else "bugs"
     kept = f"; your text is kept: scripts/undo.sh {kata.name}" if backup else ""
-    click.echo(f"{kata.name}: {len(bug_ids)} {plural} planted{kept}")
+    how = f" ({note})" if note else ""
+    click.echo(f"{kata.name}: {len(bug_ids)} {plural} planted{how}{kept}")

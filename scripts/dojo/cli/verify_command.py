@@ -1,11 +1,10 @@
 """kata verify: prove that the tests can be trusted."""
 
 import importlib
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import TextIO
 
 import click
 
@@ -22,39 +21,72 @@ from dojo.verify import Report, verify
 
 @click.command(name="verify")
 @click.argument("names", metavar="[KATA]...", nargs=-1)
+@click.option("--mutants", is_flag=True, help="Try mutants of the reference in place of the bugs.")
+@click.option("--all", "both", is_flag=True, help="Try the bugs, then the mutants.")
 @click.option(
-    "--mutants", is_flag=True, help="Try every standard mutant of the reference in place of bugs."
+    "--sample",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Try N mutants a kata (N / 4 of kernels), always the same, in place of every one.",
+)
+@click.option("--record", is_flag=True, help="Also write fixtures/fresh: the fresh bugs.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.File("w", encoding="utf-8", lazy=False),
+    metavar="FILE",
+    help="Write the scores and every survivor as JSON, - for standard output; "
+    "the tables go to standard error then.",
 )
 @click.pass_obj
-def command(project: Project, names: tuple[str, ...], mutants: bool) -> None:
+def command(
+    project: Project,
+    names: tuple[str, ...],
+    mutants: bool,
+    both: bool,
+    sample: int | None,
+    record: bool,
+    json_file: TextIO | None,
+) -> None:
     """Check katas (all unless named): the reference passes, every bug is caught.
+
+    Mutants take long. What is judged is kept in .dojo/mutants until the kata or its tests change:
+    Ctrl-C stops, and the same command goes on from there.
 
     \b
     Example: kata verify softmax
+    Example: kata verify --mutants softmax --json scores.json
     Exit status: 0 all is well, 1 something is not caught or malformed.
     """
-    katas = catalogue.named(project, names)
-    well = _mutants(project, katas) if mutants else _bugs(project, katas)
+    if not (mutants or both) and (sample or record or json_file):
+        raise click.UsageError("--sample, --record and --json go with --mutants or --all")
+    if sample and record:
+        raise click.UsageError("--record chooses among all mutants: leave out --sample")
+    katas = playable(catalogue.named(project, names))
+    well = mutants or _bugs(project, katas, err=json_file is not None)
+    if mutants or both:
+        well &= _mutants().verify_mutants(project, katas, sample, record, json_file)
     if not well:
         raise SystemExit(1)
 
 
-def _bugs(project: Project, katas: Sequence[Kata]) -> bool:
+def _bugs(project: Project, katas: Sequence[Kata], *, err: bool) -> bool:
     reports = []
     # Compiling and tuning kernels takes far longer than running them.
     limits = Limits(run_seconds=600.0) if has_gpu() else None
     with runner_pool(project, limits) as pool:
-        for kata in playable(katas):
+        for kata in katas:
             click.echo(f"verifying {kata.name} ...", err=True)
             reports.append(verify(kata, pool, has_gpu()))
-    click.echo(render_reports(reports))
+    click.echo(render_reports(reports), err=err)
     for report in reports:
         for problem in report.problems:
-            click.secho(f"{report.kata.name}: {problem}", fg="red")
+            click.secho(f"{report.kata.name}: {problem}", fg="red", err=err)
         if report.unchecked:
             click.echo(
                 f"{report.kata.name}: not checked, for they need a GPU: "
-                f"{', '.join(report.unchecked)}"
+                f"{', '.join(report.unchecked)}",
+                err=err,
             )
     return not any(report.problems for report in reports)
 
@@ -65,7 +97,9 @@ def playable(katas: Sequence[Kata]) -> list[Kata]:
         return list(katas)
     left_out = [kata.name for kata in katas if kata.topic == "kernels"]
     if left_out:
-        click.echo(f"not checked, for triton is not installed here: {', '.join(left_out)}")
+        click.echo(
+            f"not checked, for triton is not installed here: {', '.join(left_out)}", err=True
+        )
     return [kata for kata in katas if kata.name not in left_out]
 
 
@@ -90,50 +124,9 @@ def render_reports(reports: Sequence[Report]) -> str:
     return render(header, rows)
 
 
-def _mutants(project: Project, katas: Sequence[Kata]) -> bool:
-    mutate = _mutation()
-    rows = []
-    survivors = []
-    with runner_pool(project, mutate.LIMITS) as pool:
-        for kata in playable(katas):
-            click.echo(f"mutating {kata.name} ...", err=True)
-            counts, left = _count(mutate.judge(kata, pool), kata.name)
-            survivors += left
-            counted = counts["caught"] + counts["survived"]
-            rows.append(
-                (
-                    kata.name,
-                    str(counted),
-                    str(counts["caught"]),
-                    str(counts["survived"]),
-                    str(counts["equivalent"]),
-                    f"{100 * counts['caught'] / counted:.1f} %" if counted else "-",
-                )
-            )
-    click.echo(render(("kata", "mutants", "caught", "survived", "equivalent", "score"), rows))
-    for line in survivors:
-        click.echo(line)
-    return not survivors
-
-
-def _mutation() -> ModuleType:
-    """Import the mutation module: its library is installed for the project's own tests alone."""
+def _mutants() -> ModuleType:
+    """Import what judges mutants: its library is installed for the project's own tests alone."""
     try:
-        return importlib.import_module("dojo.mutate")
+        return importlib.import_module("dojo.cli.mutants")
     except ModuleNotFoundError as error:
         raise DojoError(f"{error.name} is missing; scripts/test.sh installs it") from None
-
-
-def _count(judgements: Iterable[Any], name: str) -> tuple[Counter[str], list[str]]:
-    """Return how many mutants met each fate, and a description of each that survived."""
-    counts: Counter[str] = Counter()
-    survivors = []
-    for judged in judgements:
-        counts[judged.verdict] += 1
-        if judged.verdict == "survived":
-            mutant = judged.mutant
-            survivors.append(
-                f"\n{name}, reference.py line {mutant.line}: {mutant.operator} survives\n"
-                f"- {mutant.before}\n+ {mutant.after}"
-            )
-    return counts, survivors

@@ -1,0 +1,75 @@
+"""The part of `kata verify` that judges mutants; apart, since it needs cosmic-ray."""
+
+import json
+from collections.abc import Sequence
+from typing import TextIO
+
+import click
+
+from dojo.catalogue import Kata
+from dojo.cli.progress import Progress
+from dojo.cli.table import render
+from dojo.mutate import LIMITS, Judged
+from dojo.mutation_run import MutationRun
+from dojo.pool import Pool, runner_pool
+from dojo.project import Project
+from dojo.score import HEADER, Score, report, total_row
+
+
+def verify_mutants(
+    project: Project,
+    katas: Sequence[Kata],
+    sample_size: int | None,
+    record: bool,
+    json_file: TextIO | None,
+) -> bool:
+    """Judge mutants of the katas' references, and show the scores; say whether none survives."""
+    run = MutationRun(project, katas, sample_size)
+    progress = Progress()
+    try:
+        with runner_pool(project, LIMITS) as pool:
+            _judge(run, pool, progress)
+            if record:
+                _record(run, pool, progress)
+    except KeyboardInterrupt:
+        how = "goes on from here" if sample_size is None else "starts anew"
+        progress.say(f"Stopped; the same command {how}.")
+        raise SystemExit(130) from None
+    progress.show("")
+    scores = list(run.scores.values())
+    if json_file:
+        json_file.write(json.dumps(report(scores), indent=1) + "\n")
+    _show(scores, err=json_file is not None)
+    return not any(score.survivors() for score in scores)
+
+
+def _judge(run: MutationRun, pool: Pool, progress: Progress) -> None:
+    for score in run.judge(pool):
+        name, done, left = score.kata.name, len(score.judged), len(score.survivors())
+        if done == score.total:
+            progress.say(f"{name}: {done} mutants judged, {left} survived")
+        else:
+            progress.show(f"{name}: {done} of {score.total} mutants judged, {left} survived")
+
+
+def _record(run: MutationRun, pool: Pool, progress: Progress) -> None:
+    for kata in run.record(pool):
+        progress.show(f"{kata.name}: choosing fresh bugs")
+
+
+def _show(scores: list[Score], *, err: bool) -> None:
+    rows = [score.row() for score in scores]
+    if len(rows) > 1:
+        rows.append(total_row(scores))
+    click.echo(render(HEADER, rows), err=err)
+    for score in scores:
+        for one in score.survivors():
+            click.echo(_survivor(one), err=err)
+
+
+def _survivor(one: Judged) -> str:
+    mutant = one.mutant
+    lines = [f"\n{one.kata.name}, reference.py line {mutant.line}: {mutant.operator} survives"]
+    lines += [f"- {line}" for line in mutant.before.splitlines()]
+    lines += [f"+ {line}" for line in mutant.after.splitlines()]
+    return "\n".join(lines)

@@ -151,8 +151,8 @@ class _CrossEntropy(torch.autograd.Function):
             ignore_index,
             **tile,
         )
-        loss = torch.zeros((), dtype=logits.dtype, device=logits.device)
-        count = torch.zeros((), dtype=torch.float32, device=logits.device)
+        loss = torch.empty((), dtype=logits.dtype, device=logits.device)
+        count = torch.empty((), dtype=torch.float32, device=logits.device)
         _mean_kernel[(1,)](losses, counts, loss, count, n_parts, BLOCK=PARTS, num_warps=2)
         ctx.save_for_backward(logits, targets, lse, count)
         ctx.ignore_index = ignore_index

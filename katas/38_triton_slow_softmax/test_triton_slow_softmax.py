@@ -62,7 +62,7 @@ def test_rows_of_any_width(impl, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_rows(impl, dtype):
-    for shape in [(200, 3), (300, 1), (131, 40)]:
+    for shape in [(150, 3), (70, 1), (131, 40)]:
         check(impl, scores(*shape, dtype=dtype), "many rows")
 
 
@@ -125,7 +125,8 @@ def test_torch_does_not_do_the_arithmetic(impl):
 # What they cost, as Triton's interpreter counts it.
 
 X = {
-    "rows of 5": lambda: scores(500, 5),
+    "rows of 5": lambda: scores(420, 5),
+    "float16 rows of 9": lambda: scores(300, 9, dtype=torch.float16),
     "rows of 53": lambda: scores(37, 53),
     "float16 rows of 53": lambda: scores(37, 53, dtype=torch.float16),
     "transposed rows of 37": lambda: scores(37, 53).T,
@@ -312,7 +313,9 @@ def test_results_are_written_once(impl, name):
     assert stores <= 1.05, f"each result in {name} should be stored once, not {stores:.3g} times"
 
 
-@pytest.mark.parametrize("name", ["rows of 5", "rows of 1,500", "rows of 16,384"])
+@pytest.mark.parametrize(
+    "name", ["rows of 5", "float16 rows of 9", "rows of 1,500", "rows of 16,384"]
+)
 def test_rows_in_one_tile_are_coalesced(impl, name):
     check_sectors(impl, name)
 
@@ -348,8 +351,8 @@ def test_tiles_fit_registers(impl, name):
 
 def test_short_rows_share_programs(impl):
     programs = counts(impl, "rows of 5")["programs"]
-    assert programs <= 2500 / 256, (
-        "500 rows of 5 should be done by programs of 256 elements or more, so by 9 at most; "
+    assert programs <= 2100 / 256, (
+        "420 rows of 5 should be done by programs of 256 elements or more, so by 8 at most; "
         f"there are {programs}"
     )
 

@@ -1,4 +1,4 @@
-"""Attention by a Triton kernel, at the sizes of a language model's layer."""
+"""Attention by a Triton kernel, at the sizes of a language model in training and in use."""
 
 import torch
 import torch.nn.functional as F
@@ -7,21 +7,39 @@ from dojo.bench import KernelCase
 
 
 def kernel_cases(reference):
-    """Return the workloads: 4 sequences of 4,096 tokens, 16 heads of 128, in float16."""
-    q, k, v = torch.randn(3, 4, 16, 4096, 128, dtype=torch.float16, device="cuda")
-    # Two products of T x S x D multiplications and additions; a causal mask leaves half.
-    flops = 4 * 4 * 16 * 4096 * 4096 * 128
+    """Return the workloads: heads of 128 and 64, causal and not, float32, and one new token."""
     return [
-        KernelCase(
-            "all keys, float16",
-            lambda: reference.attention(q, k, v),
-            (lambda: F.scaled_dot_product_attention(q, k, v),),
-            flops=flops,
-        ),
-        KernelCase(
-            "causal, float16",
-            lambda: reference.attention(q, k, v, causal=True),
-            (lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True),),
-            flops=flops // 2,
-        ),
+        _case(reference, (4, 16, 4096, 128)),
+        _case(reference, (4, 16, 4096, 128), causal=True),
+        _case(reference, (4, 16, 4096, 64), causal=True),
+        _case(reference, (2, 8, 2048, 64), causal=True, dtype=torch.float32),
+        _one_query(reference, (64, 32, 4096, 128)),
     ]
+
+
+def _case(reference, shape, causal=False, dtype=torch.float16):
+    q, k, v = (torch.randn(shape, dtype=dtype, device="cuda") for _ in range(3))
+    batches, heads, length, size = shape
+    return KernelCase(
+        f"{_label(shape, dtype)}{', causal' if causal else ''}",
+        lambda: reference.attention(q, k, v, causal),
+        (lambda: F.scaled_dot_product_attention(q, k, v, is_causal=causal),),
+        # Two products, each of multiplications and additions; a causal mask leaves half.
+        flops=4 * batches * heads * length**2 * size // (2 if causal else 1),
+    )
+
+
+def _one_query(reference, shape):
+    k, v = (torch.randn(shape, dtype=torch.float16, device="cuda") for _ in range(2))
+    q = torch.randn_like(k[:, :, :1])
+    return KernelCase(
+        f"{_label(shape, q.dtype)}, the last query",
+        lambda: reference.attention(q, k, v, causal=True),
+        # Causal or not, it sees all keys; torch's is_causal would show it the first one only.
+        (lambda: F.scaled_dot_product_attention(q, k, v),),
+        moved=2 * k.numel() * k.element_size(),
+    )
+
+
+def _label(shape, dtype):
+    return f"{' x '.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dojo.catalogue import FRESH, Bug, CatalogueError, Kata
+from dojo.errors import DojoError
 from dojo.explanations import explain
 
 
@@ -26,6 +27,16 @@ def fresh_bugs(kata: Kata) -> tuple[Bug, ...]:
         if not bug.id.startswith(FRESH) or kata.correct_source.count(bug.find) != 1:
             raise CatalogueError(f"{path}: {bug.id} does not fit reference.py; {_remedy(kata)}")
     return bugs
+
+
+def some_fresh_bugs(kata: Kata) -> tuple[Bug, ...]:
+    """Return a kata's fresh bugs, or raise `DojoError`, saying how to make some, if it has none."""
+    if not kata.fresh:
+        raise DojoError(
+            f"{kata.name} has no fresh bugs; `scripts/verify.sh --mutants {kata.name} --record` "
+            "makes them (it needs the development dependencies)"
+        )
+    return kata.fresh
 
 
 def is_explained(operator: str) -> bool:

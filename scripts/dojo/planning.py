@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib.util import find_spec
 
-from dojo import fresh, play, schedule
+from dojo import play, schedule
 from dojo.catalogue import LEVELS, Bug, Kata
 from dojo.device import has_gpu
 from dojo.errors import DojoError
+from dojo.fresh import some_fresh_bugs
 from dojo.history import History
 from dojo.sessions import Sessions
 
@@ -65,7 +66,7 @@ def choose_bugs(
     attempts = [] if wishes.seed is not None else history.attempts(kata.name)
     if not (attempts or wishes.fresh or wishes.interview or wishes.gpu or wishes.seed is not None):
         return kata.default
-    pool: Sequence[Bug] = fresh.fresh_bugs(kata) if wishes.fresh else kata.bugs
+    pool: Sequence[Bug] = some_fresh_bugs(kata) if wishes.fresh else kata.bugs
     pool = [bug for bug in pool if wishes.gpu or not bug.gpu]
     count = len(kata.default)
     if wishes.interview:
@@ -98,6 +99,7 @@ def _candidates(katas: Sequence[Kata], wishes: Wishes) -> list[Kata]:
         and wishes.level in (None, kata.level)
         and (kata.topic == "kernels" if wishes.gpu else True)
         and (kata.topic != "kernels" or find_spec("triton"))
+        and (kata.fresh if wishes.fresh else True)
     ]
     if not found:
         raise DojoError("no kata fits these wishes; scripts/list.sh shows topics and levels")

@@ -126,3 +126,10 @@ def test_the_interview_date_is_remembered_until_it_has_passed(history):
     assert due[KATAS[0].name].date() == day
     sessions.begin([("x", [], 60.0)], interview_on=date.today() - timedelta(days=1))
     assert sessions.interview_on() is None
+
+
+def test_fresh_bugs_are_in_no_catalogue(history):
+    for item in plan(KATAS, history, Wishes(fresh=True, katas=3)):
+        assert len(item.bugs) == len(item.kata.default)
+        assert all(bug.startswith("fresh-") for bug in item.bugs)
+        assert item.kata.planted_source(item.bugs) != item.kata.correct_source

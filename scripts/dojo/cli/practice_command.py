@@ -1,5 +1,6 @@
 """kata practice: katas against the clock."""
 
+import os
 import sys
 from collections.abc import Callable
 from datetime import date, datetime
@@ -82,7 +83,8 @@ def command(
         interview=interview,
         interview_on=interview_on.date() if interview_on else None,
     )
-    lead = _plain if plain or not (sys.stdin.isatty() and sys.stdout.isatty()) else _full_screen
+    simple = plain or os.environ.get("TERM") == "dumb"
+    lead = _plain if simple or not (sys.stdin.isatty() and sys.stdout.isatty()) else _full_screen
     with session.alone(project), Runner(project) as runner:  # it gets warm while the brief is read
         history = History(project.history)
         try:

@@ -6,7 +6,7 @@ import click
 
 from dojo import catalogue, play
 from dojo.catalogue import Kata
-from dojo.errors import DojoError
+from dojo.fresh import some_fresh_bugs
 from dojo.project import Project
 
 
@@ -61,13 +61,8 @@ def _choose(
         return bug_ids
     if count is None and seed is None:
         return kata.default
-    if fresh and not kata.fresh:
-        raise DojoError(
-            f"{kata.name} has no fresh bugs; `scripts/verify.sh --mutants {kata.name} --record` "
-            "makes them (it needs the development dependencies)"
-        )
     number = len(kata.default) if count is None else count
-    return play.draw_bugs(kata, number, seed, kata.fresh if fresh else None)
+    return play.draw_bugs(kata, number, seed, some_fresh_bugs(kata) if fresh else None)
 
 
 def _reset(project: Project, kata: Kata, bug_ids: tuple[str, ...], note: str) -> None:

@@ -48,6 +48,8 @@ class Equivalent:
     """A mutant of the reference that no test can tell from it, and why not.
 
     `before` and `after` are the lines that the mutant changes, each stripped, joined by newlines.
+    An `after` of `*` stands for whatever those lines become, as where they set how a kernel is
+    launched, which shows in its speed alone.
     """
 
     before: str

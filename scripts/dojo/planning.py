@@ -44,6 +44,8 @@ class Planned:
 
 def plan(katas: Sequence[Kata], history: History, wishes: Wishes) -> list[Planned]:
     """Return the session's katas in order, or raise `DojoError` if none fits the wishes."""
+    if wishes.gpu and not has_gpu():
+        raise DojoError("--gpu needs a CUDA device, and none is here")
     rng = random.Random(wishes.seed)
     chosen = list(wishes.named) or _choose(_candidates(katas, wishes), history, wishes, rng)
     minutes = wishes.minutes
@@ -90,8 +92,6 @@ def _draw(kata: Kata, pool: Sequence[Bug], count: int, rng: random.Random) -> tu
 
 
 def _candidates(katas: Sequence[Kata], wishes: Wishes) -> list[Kata]:
-    if wishes.gpu and not has_gpu():
-        raise DojoError("--gpu needs a CUDA device, and none is here")
     found = [
         kata
         for kata in katas

@@ -104,6 +104,8 @@ def test_a_kata_from_its_brief_to_the_end_of_the_session(begin, kata):
         await wait_for(pilot, "Hint 1 of 3: What does scale do?")
         await pilot.press("d")
         await wait_for(pilot, "nothing yet")
+        await pilot.press("d")
+        await wait_for(pilot, "fails: test_scale")
         solve(kata)
         end = await wait_for(pilot, "[fixed] Adds the factor")
         assert "2 runs, 1 hint, 90 points of 100" in end

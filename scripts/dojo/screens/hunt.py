@@ -56,6 +56,8 @@ class HuntScreen(Screen[Ending | None]):
         super().__init__()
         self._round = round_
         self._runner = runner
+        self._tests: Group | Text = Text("the tests are getting ready ...")
+        self._shows_diff = False
 
     def compose(self) -> ComposeResult:
         """Lay out the clock, the brief beside the verdict, the notes and the keys."""
@@ -71,7 +73,7 @@ class HuntScreen(Screen[Ending | None]):
                 yield Markdown(kata.brief.read_text(encoding="utf-8"), open_links=False)
             with VerticalScroll(id="verdict") as verdict:
                 verdict.border_title = "tests"
-                yield Static("the tests are getting ready ...", id="lines")
+                yield Static(self._tests, id="lines")
         yield Static(self._welcome(), id="note")
         yield Footer()
 
@@ -112,10 +114,13 @@ class HuntScreen(Screen[Ending | None]):
         self._note(self._round.hint())
 
     def action_diff(self) -> None:
-        """Show what the learner has changed, in place of the tests."""
+        """Show what the learner has changed, in place of the tests; then the tests again."""
+        if self._shows_diff:
+            self._show_tests()
+            return
         diff = self._round.player.diff_from_planted()
-        self.query_one("#verdict").border_title = "what you changed"
-        self._show(diff_text(diff) if diff else Text("nothing yet"))
+        self._shows_diff = True
+        self._show("what you changed", diff_text(diff) if diff else Text("nothing yet"))
 
     def action_pause(self) -> None:
         """Stop the clock, or let it go on."""
@@ -143,14 +148,20 @@ class HuntScreen(Screen[Ending | None]):
         if judgement.solved:
             self._finish(Ending.SOLVED)
             return
-        self.query_one("#verdict").border_title = "tests"
         name = self._round.kata.name
         lines = run_lines(name, result, judgement, names=self._round.names_shown)
-        self._show(indented(lines, bold=("  fails", name)))
+        self._tests = indented(lines, bold=("  fails", name))
+        self._show_tests()
 
-    def _show(self, content: Group | Text) -> None:
+    def _show_tests(self) -> None:
+        self._shows_diff = False
+        self._show("tests", self._tests)
+
+    def _show(self, title: str, content: Group | Text) -> None:
+        verdict = self.query_one("#verdict")
+        verdict.border_title = title
+        verdict.scroll_home(animate=False)
         self.query_one("#lines", Static).update(content)
-        self.query_one("#verdict").scroll_home(animate=False)
 
     def _show_clock(self) -> None:
         left = self._round.remaining()

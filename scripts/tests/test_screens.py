@@ -182,18 +182,19 @@ def test_pause_stops_the_clock_and_a_save_starts_it(begin, kata):
 
 
 def test_an_interview_names_no_tests_at_first_and_shows_no_answer(begin):
-    app, _ = begin(300.0, 200.0, interview=True)
+    app, practice = begin(300.0, 200.0, interview=True)
 
     async def script(pilot):
         screen = await wait_for(pilot, "1 of 2 tests fail")
         assert "test_scale" not in screen
+        assert "hint" not in screen
         await pilot.press("h")
-        await wait_for(pilot, "no hints")
         await pilot.press("r", "y")
         end = await wait_for(pilot, "01_scale is over")
         assert "Adds the factor" not in end
 
     lead(app, script)
+    assert practice.debriefs()[0].hints == 0
 
 
 def test_keys_are_answered_while_tests_run(begin, runner):

@@ -83,6 +83,10 @@ class HuntScreen(Screen[Ending | None]):
         self.set_interval(_TICK_SECONDS, self._show_clock)
         self._follow()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Leave out the key for hints where there are none."""
+        return not (action == "hint" and self._round.interview)
+
     @work(thread=True)
     def _follow(self) -> None:
         worker = get_current_worker()

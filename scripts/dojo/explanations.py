@@ -242,6 +242,29 @@ EXPLANATIONS = {
             "Count the steps of the formula, then those of the code.",
         ),
     ),
+    "dojo/ChangeActivation": Explanation(
+        "Takes another activation",
+        "GELU, SiLU, ELU and leaky ReLU are all near x for large inputs and near zero, or nearly "
+        "so, for very negative ones. A network with the wrong one trains as well, but pretrained "
+        "weights give other numbers. Compare one layer at -1, 0, 1 and 10 with values worked out "
+        "by hand.",
+        (
+            "Let one hidden unit take chosen values, and see what the next layer gets of them.",
+            "Try units that are slightly negative, very negative and very large.",
+            "Compare the function that stands between two layers with the one in the brief.",
+        ),
+    ),
+    "dojo/ActivateFirst": Explanation(
+        "Applies an activation before a layer in place of after it",
+        "Each order is a real architecture and has the same shapes, so nothing is raised, and both "
+        "train. Only the numbers differ: negative inputs are lost before the layer sees them, and "
+        "negative outputs stay. Test a layer that changes signs, on an input with both signs.",
+        (
+            "Which values can be negative: those that enter a layer, or those that leave it?",
+            "Let a layer change the sign of its input, or lift it by a large bias.",
+            "Read the nested calls from the inside out, and compare their order with the brief's.",
+        ),
+    ),
     "dojo/ChangeRounding": Explanation(
         "Rounds in another way",
         "Down, up, to zero and to the nearest agree on whole numbers, and in pairs on more than "
@@ -284,6 +307,41 @@ EXPLANATIONS = {
             "Do you call the function with its defaults?",
             "By what factor is the result off, and does the factor depend on a size?",
             "Compare each constant with the brief.",
+        ),
+    ),
+    "dojo/NegateOperand": Explanation(
+        "Has the wrong sign for a tensor",
+        "A sign is easily lost, or doubled, when a formula is rearranged. Shapes, types and sizes "
+        "stay right, and a later square, an absolute value or training may make up for it. Test "
+        "with inputs of known sign, one quantity at a time and all others zero or one.",
+        (
+            "Is the result the right size, with the wrong sign?",
+            "Set all parameters but one to zero. Does the one that is left act the right way?",
+            "Compare the sign of each operand and argument with the formula.",
+        ),
+    ),
+    "dojo/CompareLoosely": Explanation(
+        "Takes for equal what is not",
+        "Numbers that were rounded, stripped of their sign, converted to a narrower type or given "
+        "a tolerance are equal more often. For small positive whole numbers nothing changes, and "
+        "those are what examples are made of. Test negative numbers, fractions, large integers and "
+        "direct neighbours.",
+        (
+            "Small whole numbers are right. Which numbers are not?",
+            "Try a number and its negative, 0.5 and 1, then a large integer and its successor.",
+            "Look at what is done to the two sides before they are compared.",
+        ),
+    ),
+    "dojo/DropEdge": Explanation(
+        "Leaves out the first or the last entries",
+        "A slice that is right elsewhere, such as one that skips a header or shifts targets by "
+        "one, drops a row or a column here. In a large tensor a total is off by little, and if "
+        "the entries left out would not count, by nothing. Put what matters in the first place, "
+        "then in the last.",
+        (
+            "Does every entry have an influence on the result?",
+            "Put a single entry that counts into each corner in turn.",
+            "Check which part of its input each operation sees, and try a tensor of one row.",
         ),
     ),
     # Types
@@ -365,6 +423,17 @@ EXPLANATIONS = {
             "The result is right into a fresh tensor. Try others.",
             "Let the output be each of the inputs in turn.",
             "What does each operand hold at the moment it is read?",
+        ),
+    ),
+    "dojo/AddToOut": Explanation(
+        "Adds to the output what should replace it",
+        "An output that was just filled with zeros gives the right result, and only at the first "
+        "call. Whoever passes fresh memory, or the same tensor twice, gets the old contents in the "
+        "sum. Fill the output with NaN, or a number that no result has, before the call.",
+        (
+            "Does the result depend on what the output held before?",
+            "Call the function twice with the same output.",
+            "Which statement reads the output before it has been written?",
         ),
     ),
     "dojo/DropCopy": Explanation(

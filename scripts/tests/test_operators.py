@@ -38,7 +38,9 @@ def test_examples_are_what_cosmic_ray_makes(name):
         assert mutated == example.post_mutation_code
 
 
-@pytest.mark.parametrize("kata", ["09_batchnorm", "13_silu_out", "14_count_equal"])
+@pytest.mark.parametrize(
+    "kata", ["05_mlp_forward", "09_batchnorm", "13_silu_out", "14_count_equal"]
+)
 def test_mutants_of_real_code_are_valid_and_differ_from_it(kata):
     source = (REAL.root / "katas" / kata / "reference.py").read_text(encoding="utf-8")
     nodes = list(ast_nodes(get_ast(source)))
@@ -51,6 +53,18 @@ def test_mutants_of_real_code_are_valid_and_differ_from_it(kata):
             assert mutated != source, f"{name} {occurrence}"
             made += 1
     assert made >= 20
+
+
+@pytest.mark.parametrize("name", [name for name in PROVIDER if not PROVIDER[name].in_triton_files])
+def test_some_operators_leave_files_with_kernels_alone(name):
+    (source, *_) = PROVIDER[name].outcomes
+
+    def places(text):
+        operator = PROVIDER[name]()
+        return [at for node in ast_nodes(get_ast(text)) for at in operator.mutation_positions(node)]
+
+    assert places(source + "\n")
+    assert not places("import triton\n" + source + "\n")
 
 
 def test_cosmic_ray_finds_the_operators():

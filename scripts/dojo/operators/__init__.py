@@ -15,6 +15,8 @@ _MODULES = (
     "masks",
     "numerics",
     "functions",
+    "activations",
+    "operands",
     "dtypes",
     "memory",
     "outputs",

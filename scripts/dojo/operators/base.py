@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import ClassVar
 
@@ -19,6 +20,8 @@ class Replacement(Operator):  # type: ignore[misc]  # cosmic-ray is untyped
     """An operator known by the texts that it offers for a node."""
 
     outcomes: ClassVar[Outcomes]
+    # A kernel has mutants by the thousand without the operators that say no here.
+    in_triton_files: ClassVar[bool] = True
 
     @abstractmethod
     def replacements(self, node: Node) -> Iterator[str]:
@@ -37,6 +40,8 @@ class Replacement(Operator):  # type: ignore[misc]  # cosmic-ray is untyped
 
     def _texts(self, node: Node) -> Iterator[str]:
         """Yield the replacements, but none that makes a statement `x = x`."""
+        if not self.in_triton_files and _imports_triton(node.get_root_node()):
+            return
         statement = node.parent
         if statement is None or statement.type != "expr_stmt" or statement.children[0] is node:
             yield from self.replacements(node)
@@ -52,3 +57,8 @@ class Replacement(Operator):  # type: ignore[misc]  # cosmic-ray is untyped
             for before, all_after in cls.outcomes.items()
             for occurrence, after in enumerate(all_after)
         )
+
+
+@lru_cache(maxsize=4)
+def _imports_triton(root: Node) -> bool:
+    return "import triton" in root.get_code()

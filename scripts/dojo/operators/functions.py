@@ -54,6 +54,7 @@ class ChangeFunction(Replacement):
         "y = x.rsqrt()": ["y = x.sqrt()"],
         "torch.mul(x, y, out=z)": ["torch.add(x, y, out=z)", "torch.div(x, y, out=z)"],
         "tl.exp(x)": ["tl.exp2(x)"],
+        "F.relu(x)": ["F.tanh(x)"],
     }
 
     def replacements(self, node: Node) -> Iterator[str]:
@@ -64,6 +65,8 @@ class ChangeFunction(Replacement):
                 names = (_IN_TRITON[call.name],)
             elif call.receiver in ("np", "math") and "rsqrt" in names:  # they have none
                 names = ()
+            elif call.receiver == "F":
+                names = tuple(name for name in names if name != "abs")  # which is torch's
             for name in names:
                 yield call.renamed(name)
 

@@ -105,3 +105,23 @@ class SplitInSteps(Replacement):
                 one, other = (code(argument.value) for argument in call.positional)
                 for first, second in ((one, other), (other, one)):
                     yield f"{code(out.value)}.copy_({first}).{call.name}_({second})"
+
+
+class AddToOut(Replacement):
+    """Adds a result to what the caller's tensor holds, which it should replace."""
+
+    in_triton_files = False
+    outcomes: ClassVar[Outcomes] = {
+        "torch.sum(x, dim=0, out=out)": ["out.add_(torch.sum(x, dim=0))"],
+        "out.copy_(x)": ["out += x"],
+        "torch.sum(x)": [],
+    }
+
+    def replacements(self, node: Node) -> Iterator[str]:
+        """Yield a statement that adds."""
+        for call in calls(node):
+            out = call.keyword("out")
+            if call.is_statement() and out:
+                yield f"{code(out.value)}.add_({call.without(out)})"
+            elif call.is_statement() and (call.receiver, call.name) == ("out", "copy_"):
+                yield f"out += {code(call.positional[0].value)}"

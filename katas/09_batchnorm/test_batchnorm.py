@@ -382,6 +382,19 @@ def test_our_layer_loads_the_state_dict_of_torch(impl):
         assert_matches(getattr(ours, name), value, f"{name} as our layer loads it")
 
 
+def test_loaded_statistics_of_any_memory_layout_are_updated(impl):
+    ours, theirs = layers(impl, 4)
+    state = copy.deepcopy(theirs.state_dict())
+    for name in STATISTICS:
+        state[name] = state[name].repeat_interleave(2)[::2]
+    ours.load_state_dict(state, assign=True)
+    x = batch(6, 4)
+    ours(x), theirs(x)
+    for name in STATISTICS:
+        behaviour = f"{name} after a batch, once loaded as every other element of a wider tensor"
+        assert_matches(getattr(ours, name), getattr(theirs, name), behaviour)
+
+
 @pytest.mark.parametrize("way", ["double()", "to(dtype)"])
 def test_running_statistics_move_with_the_layer(impl, way):
     layer = impl.BatchNorm1d(4)

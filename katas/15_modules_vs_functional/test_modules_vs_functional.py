@@ -232,16 +232,19 @@ def test_the_two_agree_over_training_and_eval(impl):
         check(actual, net.eval()(x), f"the two in eval mode after step {step + 1}")
 
 
-def test_functional_gradients_reach_the_state(impl):
+@pytest.mark.parametrize("p", [0.0, P])
+def test_functional_gradients_reach_the_state(impl, p):
     state = random_state(2)
-    expected, names = oracle(state, 2, p=0.0)
+    expected, names = oracle(state, 2, p)
     wanted = dict(expected.named_parameters())
     learnt = [name for name in state if names[name] in wanted]
     for name in learnt:
         state[name].requires_grad_()
     x, grad_out = torch.randn(EXAMPLES, 5), torch.randn(EXAMPLES, 3)
-    out = impl.functional_forward(state, x, True, 0.0)
+    torch.manual_seed(1)
+    out = impl.functional_forward(state, x, True, p)
     actual = gradients(out, [state[name] for name in learnt], grad_out)
+    torch.manual_seed(1)
     right = gradients(expected(x), [wanted[names[name]] for name in learnt], grad_out)
     for name, got, exact in zip(learnt, actual, right, strict=True):
-        check(got, exact, f"the gradient for {name}")
+        check(got, exact, f"the gradient for {name}, dropout {p}")

@@ -290,6 +290,21 @@ def test_merge_and_unmerge_move_the_weight_by_the_update(impl, sizes):
     assert_matches(layer.base.weight, before, "the weight after merge() and unmerge()", atol=ATOL)
 
 
+def test_a_weight_that_is_transposed_in_memory_is_merged(impl):
+    base = nn.Linear(IN, OUT)
+    base.weight = nn.Parameter(base.weight.detach().T.contiguous().T)
+    layer = impl.LoRALinear(base, R, ALPHA)
+    with torch.no_grad():
+        layer.lora_B.normal_()
+    before = weight_of(layer)
+    after = before + ALPHA / R * (layer.lora_B @ layer.lora_A).detach()
+    layer.merge()
+    assert_matches(layer.base.weight, after, "a merged weight, transposed in memory", atol=ATOL)
+    layer.unmerge()
+    behaviour = "a weight that is transposed in memory, after merge() and unmerge()"
+    assert_matches(layer.base.weight, before, behaviour, atol=ATOL)
+
+
 # In bfloat16, rounding W + BA and its parts is off by some 2 ** -9 of values of about one.
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_unmerge_restores_the_base(impl, dtype, atol):

@@ -278,17 +278,21 @@ def test_matmul_sums_beyond_int16(impl):
     assert_matches(actual, int8([[88, -79]]), "a 1024th of the sums 90,000 and -81,000")
 
 
-def test_matmul_is_exact_where_large_sums_cancel(impl):
+@pytest.mark.parametrize(("zp_a", "zp_b"), [(0, 0), (-78, 37)])
+def test_matmul_is_exact_where_large_sums_cancel(impl, zp_a, zp_b):
     # Halfway the sums stand near 400 million, where a float32 counts in steps of 32; at the end
-    # the second half has taken all of it away, and what is left is the last column of a.
+    # the second half, mirrored at b's zero point, has taken all of it away, and what is left is
+    # the last column of a. With zero points the sums of the codes alone are as large to the end.
     half, m, n = 49_999, 3, 4
     a, b = (torch.randint(64, 128, shape, dtype=torch.int8) for shape in [(m, half), (half, n)])
     order = torch.randperm(half)
-    a = torch.cat([a, a[:, order], int8([[1], [-50], [9]])], 1)
-    b = torch.cat([b, -b[order], int8([[1, 2, -2, 0]])])
-    actual = impl.int8_matmul(a, b, **UNIT, zp_a=0, zp_b=0, zp_c=0)
+    last_a, last_b = [[1 + zp_a], [-50 + zp_a], [9 + zp_a]], [[n + zp_b for n in (1, 2, -2, 0)]]
+    a = torch.cat([a, a[:, order], int8(last_a)], 1)
+    b = torch.cat([b, (2 * zp_b - b[order].int()).to(torch.int8), int8(last_b)])
+    actual = impl.int8_matmul(a, b, **UNIT, zp_a=zp_a, zp_b=zp_b, zp_c=0)
     expected = int8([[1, 2, -2, 0], [-50, -100, 100, 0], [9, 18, -18, 0]])
-    assert_matches(actual, expected, "sums over 99,999 products that pass 400 million and cancel")
+    behaviour = "sums over 99,999 products that pass 400 million and cancel"
+    assert_matches(actual, expected, f"{behaviour}, zero points {zp_a} and {zp_b}")
 
 
 @pytest.mark.parametrize(("zp_a", "zp_b"), [(127, -128), (-128, 127)])
@@ -370,3 +374,16 @@ def test_matmul_takes_any_layout(impl):
         for layout_b, other in int8_layouts(b):
             actual = impl.int8_matmul(one, other, 0.25, 0.5, 64.0, 4, -2, 1)
             assert_codes(actual, steps, 1, f"a that is {layout_a} by b that is {layout_b}")
+
+
+def test_matmul_takes_expanded_codes(impl):
+    for which, a in [("row", codes(1, 6)), ("column", codes(5, 1))]:
+        b = codes(6, 3)
+        expected = exact_sums(a.expand(5, 6), b, 4, -2) / 2.0**9
+        actual = impl.int8_matmul(a.expand(5, 6), b, 0.25, 0.5, 64.0, 4, -2, 1)
+        assert_codes(actual, expected, 1, f"an a whose {which}s are one")
+    for which, b in [("row", codes(1, 3)), ("column", codes(6, 1))]:
+        a = codes(5, 6)
+        expected = exact_sums(a, b.expand(6, 3), 4, -2) / 2.0**9
+        actual = impl.int8_matmul(a, b.expand(6, 3), 0.25, 0.5, 64.0, 4, -2, 1)
+        assert_codes(actual, expected, 1, f"a b whose {which}s are one")

@@ -49,7 +49,7 @@ def encode_unigram(text: str, pieces: dict[str, float]) -> list[str]:
     """
     scores = _text_pieces(pieces)
     unknown = min(scores.values()) - 10
-    lengths = sorted(set(map(len, scores)))
+    lengths = set(map(len, scores))
     text = _marked(text)
     best = [0.0] + [-math.inf] * len(text)  # best[end]: of all ways to cut text[:end]
     begin: dict[int, int] = {}  # begin[end]: where the last part of that way starts

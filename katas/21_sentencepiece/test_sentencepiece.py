@@ -151,6 +151,16 @@ def test_byte_pieces_are_not_found_in_text(impl, encoder):
     assert_cut(impl, encoder, "aA", pieces, "▁|a|<0x41>")
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("piece", ["<0x4>", "<0x411>", "<0xe9>", "a<0x41>", "<0x41>b"])
+def test_what_is_almost_a_byte_piece_is_found_in_text(impl, encoder, piece):
+    signs = dict.fromkeys("<0x419e>", -9.0)
+    # BPE gets to the piece by its beginnings, or by the last of them that is text and >b.
+    beginnings = {piece[:end]: -1.0 - end / 10 for end in range(2, len(piece))}
+    pieces = LETTERS | signs | beginnings | {">b": -8.0, piece: -0.5}
+    assert_cut(impl, encoder, f"b{piece}c", pieces, f"▁|b|{piece}|c")
+
+
 # BPE
 
 

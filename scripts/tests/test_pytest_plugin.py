@@ -199,7 +199,9 @@ def test_a_history_that_cannot_be_written_does_not_stop_the_tests(run_pytest, pr
 
 def test_the_plugin_needs_nothing_but_pytest_torch_and_numpy(project):
     code = (
-        "import sys, pytest; sys.modules.update(click=None, watchfiles=None, cosmic_ray=None)\n"
+        "import sys, pytest\n"
+        "for name in ('click', 'cosmic_ray', 'fsrs', 'textual', 'watchfiles'):\n"
+        "    sys.modules[name] = None\n"
         "sys.exit(pytest.main(['-q', 'katas/01_scale', '--impl', 'reference']))"
     )
     done = subprocess.run(

@@ -21,12 +21,34 @@ from dojo.device import has_gpu, milliseconds
 DEVICE = "cuda" if has_gpu() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton", reason="kernel katas need triton, which is not installed here")
+triton = pytest.importorskip(
+    "triton", reason="kernel katas need triton, which is not installed here"
+)
 
 # Elements on either side of a tensor: farther than a tile that runs over its end reaches.
 _BAND = 1 << 16
 _EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 _FILLED = {"zeros", "zeros_like", "new_zeros", "ones", "ones_like", "full", "full_like", "new_full"}
+
+
+def _let_tensors_be_bounds() -> None:
+    """Let a loop end at a tensor, for which triton before 3.7 relies on numpy before 1.25.
+
+    Newer ones warn where an array of one element is taken for a number, or refuse it.
+    """
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
+
+
+if DEVICE == "cpu" and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
+    _let_tensors_be_bounds()
 
 
 @dataclass

@@ -100,10 +100,24 @@ def test_x_of_rows_far_apart(impl):
 
 
 def test_expanded_x(impl):
-    for x in [numbers(5).expand(3, 5), numbers(3, 1).expand(3, 5), numbers(1).expand(7)]:
+    column = numbers(3, 5)[:, 2:3]
+    for x in [numbers(5).expand(3, 5), column.expand(3, 5), numbers(1).expand(7)]:
         shape = tuple(x.shape)
         assert_silu(run(impl.silu, x), x, f"silu of {shape} numbers, strides {x.stride()}")
         check_into(impl, x, torch.empty(shape), f"{shape} numbers, strides {x.stride()}")
+
+
+def test_rows_as_far_apart_in_out_as_in_x(impl):
+    wide, out = numbers(3, 10), torch.empty(3, 10)
+    check_into(impl, wide[:, ::2], out[:, :5], "x every other column and out the first half")
+    check_into(impl, wide[:, :5], out[:, ::2], "x the first half and out every other column")
+
+
+def test_interleaved_rows(impl):
+    windows = numbers(30).as_strided((3, 5), (5, 2))
+    check_into(impl, windows, torch.empty(3, 10)[:, :5], "x of windows that overlap")
+    x = numbers(60).as_strided((5, 2, 4), (8, 3, 2))
+    check_into(impl, x, x, f"x and out with strides {x.stride()}")
 
 
 def test_axes_of_one_with_any_stride(impl):

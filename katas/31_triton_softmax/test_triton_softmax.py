@@ -132,6 +132,11 @@ def test_wide_rows(impl, dtype):
         check(impl, scores(*shape, dtype=dtype), "wide rows")
 
 
+def test_a_row_of_more_than_a_million(impl):
+    # Wider than the largest block that Triton has, 2 to the 20th.
+    check(impl, scores(1, 2**20 + 3), "a row of more than a million scores")
+
+
 def test_wide_rows_whose_scores_rise(impl):
     for shape in [(3, 17_001), (1, 65_001)]:
         trend = torch.linspace(-20, 20, shape[1], device=DEVICE)
@@ -167,6 +172,8 @@ def test_wide_rows_far_apart(impl):
 def test_wide_rows_far_below_zero(impl):
     check(impl, scores(2, 30_001) - 1e6, "wide rows with scores near -1,000,000")
     check(impl, scores(2, 30_001) * 1e30 - 1e34, "wide rows with scores near -1e34")
+    lowest = torch.finfo(torch.float32).min
+    check(impl, torch.full((2, 20_000), lowest, device=DEVICE), "the lowest scores there are")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

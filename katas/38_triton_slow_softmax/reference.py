@@ -8,8 +8,7 @@ from torch import Tensor
 # What a tile holds, and the widest row that is kept in one.
 TILE = 4096
 WIDEST = 16_384
-# A tile of a tensor whose columns lie together in memory, rather than its rows.
-COLUMN_MAJOR_ROWS = 32
+# The same where columns lie together in memory, rather than rows: tiles of many rows.
 COLUMN_MAJOR_WIDEST = 128
 
 
@@ -75,7 +74,7 @@ def _softmax_wide_kernel(
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK).to(tl.int64)[None, :]
         mask = (row < rows) & (column < columns)
-        x = tl.load(x_row_ptr + column * x_column_stride, mask=mask, other=float("-inf"))
+        x = tl.load(x_row_ptr + column * x_column_stride, mask=mask)
         result = tl.exp(x.to(tl.float32) - largest) / total
         tl.store(out_row_ptr + column * out_column_stride, result, mask=mask)
 
@@ -86,11 +85,9 @@ def softmax(x: Tensor) -> Tensor:
     if x.numel() == 0:
         return out
     rows, columns = x.shape
-    least_rows, widest = 1, WIDEST
-    if x.stride(0) < x.stride(1):
-        least_rows, widest = COLUMN_MAJOR_ROWS, COLUMN_MAJOR_WIDEST
+    widest = COLUMN_MAJOR_WIDEST if x.stride(0) < x.stride(1) else WIDEST
     block = min(triton.next_power_of_2(columns), widest)
-    block_rows = max(least_rows, TILE // block)
+    block_rows = max(TILE // block, 1)
     kernel = _softmax_kernel if columns <= block else _softmax_wide_kernel
     kernel[(triton.cdiv(rows, block_rows),)](
         x,

@@ -80,6 +80,7 @@ def test_strided_x(impl):
         scores(7).expand(4, 7),
         scores(4, 1).expand(4, 7),
         scores(150, 40).T,
+        scores(131, 200).T,
         scores(600, 3).T,
         scores(1, 34_000)[:, ::2],
         scores(1, 600).expand(3, 600),

@@ -57,6 +57,8 @@ class Warm:
         """End the process and its forks: it stops when its input does."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
+        if not self._ready:  # it would import torch to the end first, and has no forks yet
+            self.process.kill()
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         self.process.wait()

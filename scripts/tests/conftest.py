@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import textwrap
@@ -126,3 +127,26 @@ def run_pytest(project):
         )
 
     return run_pytest
+
+
+@pytest.fixture
+def start_practice(project):
+    """Start `kata practice` in a process of its own, with pipes for its input and output."""
+
+    def start(*arguments, **options):
+        return subprocess.Popen(
+            [sys.executable, "-m", "dojo", "practice", *arguments],
+            cwd=project.root,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(project.root / "scripts"),
+                "PYTHONUNBUFFERED": "1",
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **options,
+        )
+
+    return start

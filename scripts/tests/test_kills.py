@@ -8,8 +8,6 @@ import random
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 
@@ -27,24 +25,11 @@ _LONGEST = 4.0  # seconds until the kill: the start, the first runs, and saves i
 class Learner:
     """Practises in a process of its own: saves, asks for hints, and keeps what it was told."""
 
-    def __init__(self, project, kata, rng):
+    def __init__(self, process, kata, rng):
+        self.process = process
         self.kata = kata
         self.rng = rng
         self.lines = []
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "dojo", "practice", "--plain"],
-            cwd=project.root,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(project.root / "scripts"),
-                "PYTHONUNBUFFERED": "1",
-            },
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
@@ -80,6 +65,14 @@ class Learner:
         return re.findall(r"left\] revision (\w+)\n.*? fixed", text, re.S)
 
 
+@pytest.fixture
+def start(start_practice, kata):
+    def start(rng):
+        return Learner(start_practice("--plain", start_new_session=True), kata, rng)
+
+    return start
+
+
 def recorded(project):
     history = sqlite3.connect(project.history)
     assert history.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -98,13 +91,13 @@ def left(project):
         history.close()
 
 
-def test_a_kill_loses_nothing_but_the_run_in_flight(project, kata):
+def test_a_kill_loses_nothing_but_the_run_in_flight(start, project, kata):
     seed = random.randrange(2**32)
     rng = random.Random(seed)
     shown, hints, time_left, text = [], 0, _BUDGET, None
     for number in range(KILLS):
         where = f"kill {number} of seed {seed}"
-        learner = Learner(project, kata, rng)
+        learner = start(rng)
         started = time.monotonic()
         saved = learner.work_until(started + rng.uniform(0, _LONGEST))
         learner.kill()
@@ -132,11 +125,11 @@ def test_a_kill_loses_nothing_but_the_run_in_flight(project, kata):
     assert len(stray) <= 1, stray
 
 
-def test_the_killed_session_is_resumed(project, kata):
-    learner = Learner(project, kata, random.Random(0))
+def test_the_killed_session_is_resumed(start):
+    learner = start(random.Random(0))
     learner.work_until(time.monotonic() + 4)
     learner.kill()
-    again = Learner(project, kata, random.Random(1))
+    again = start(random.Random(1))
     again.work_until(time.monotonic() + 3)
     again.kill()
     assert any("A session is unfinished: 01_scale" in line for line in again.lines)

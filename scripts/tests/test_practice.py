@@ -1,10 +1,7 @@
 """A whole practice session in a process of its own, through pipes."""
 
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -12,25 +9,12 @@ import pytest
 
 
 @pytest.fixture
-def practice(project):
+def practice(start_practice):
     processes = []
 
     def start(*arguments):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dojo", "practice", *arguments],
-            cwd=project.root,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(project.root / "scripts"),
-                "PYTHONUNBUFFERED": "1",
-            },
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        processes.append(process)
-        return process
+        processes.append(start_practice(*arguments))
+        return processes[-1]
 
     yield start
     for process in processes:
@@ -80,7 +64,7 @@ def test_a_session_from_brief_to_report(practice, project, kata):
     assert "3 runs, 1 hint, 90 points of 100" in end
     assert "+    return x * factor" in end
     assert "[fixed] Adds the factor" in end
-    assert process.wait(10) == 0
+    assert process.wait(30) == 0
     (report,) = (project.state / "reports").glob("*.md")
     assert "| 01_scale | easy | solved |" in report.read_text()
 
@@ -96,7 +80,7 @@ def test_time_runs_out_and_the_next_kata_waits_for_enter(practice, project, kata
     assert "[missed] Adds the factor" in end
     type_line(process)
     assert "Debrief: 02_scale" in read_until(process, "report to keep")
-    assert process.wait(10) == 0
+    assert process.wait(30) == 0
 
 
 def test_a_session_that_is_left_goes_on_later(practice, kata):
@@ -107,7 +91,7 @@ def test_a_session_that_is_left_goes_on_later(practice, kata):
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     end = read_until(process, "waits for you")
-    assert process.wait(10) == 130
+    assert process.wait(30) == 130
     assert "x * factor" not in end
     assert kata.botched.read_text() == "# halfway\n"
     assert (kata.folder.parent.parent / ".dojo/katas/01_scale/0001.py").read_text() == "# mine\n"
@@ -118,7 +102,7 @@ def test_a_session_that_is_left_goes_on_later(practice, kata):
     assert kata.botched.read_text() == "# halfway\n"
     type_line(process, "q")
     read_until(process, "waits for you")
-    assert process.wait(10) == 0
+    assert process.wait(30) == 0
 
     process = practice("scale", "--minutes", "1")
     new = read_until(process, "Edit and save")
@@ -144,7 +128,7 @@ def test_two_sessions_at_once_are_refused(practice):
     read_until(first, "Edit and save")
     second = practice("scale")
     assert "running in this checkout already" in read_until(second, "running")
-    assert second.wait(10) == 1
+    assert second.wait(30) == 1
 
 
 @pytest.mark.parametrize(
@@ -160,5 +144,5 @@ def test_two_sessions_at_once_are_refused(practice):
 def test_bad_wishes_get_one_clear_line(practice, arguments, message):
     process = practice(*arguments)
     output = read_until(process, message)
-    assert process.wait(10) != 0
+    assert process.wait(30) != 0
     assert "Traceback" not in output

@@ -1,5 +1,6 @@
 """Whatever the code under test does ends in a verdict, and never touches the next run."""
 
+import signal
 import threading
 import time
 from pathlib import Path
@@ -245,3 +246,9 @@ def test_a_run_until_the_first_failure_ends_there(runner, kata):
     assert only.outcome is Outcome.FAILED
     kata.botched.write_text(kata.correct_source)
     assert runner.run(kata, first_failure=True).status is Status.PASSED
+
+
+def test_closing_does_not_wait_for_the_start(project):
+    runner = Runner(project)
+    runner.close()
+    assert runner._transport.process.returncode == -signal.SIGKILL

@@ -98,7 +98,7 @@ def test_a_kata_from_its_brief_to_the_end_of_the_session(begin, kata):
     async def script(pilot):
         screen = await wait_for(pilot, "fails: test_scale")
         assert "The brief of scale." in screen
-        assert "01_scale: 1 bug planted" in screen
+        assert "01_scale: 1 bug is planted" in screen
         assert "5 times 2.0 is 7.0" in screen
         await pilot.press("h")
         await wait_for(pilot, "Hint 1 of 3: What does scale do?")

@@ -9,14 +9,15 @@ from contextlib import contextmanager
 import click
 
 from dojo.cli.diff import colour_diff
-from dojo.debrief import HINT_COSTS, Debrief
+from dojo.debrief import Debrief
 from dojo.debrief_report import bug_lines, minutes, outcome_line
 from dojo.report import run_lines
 from dojo.results import RunResult
 from dojo.runner import Runner
-from dojo.session import Practice, Round, last_time
+from dojo.session import Practice, Round
 from dojo.sessions import Ending
 from dojo.watching import Judged, Key, Started, watching
+from dojo.welcome import planted_line, welcome_lines
 
 _TICK_SECONDS = 0.5
 _WARNINGS = (300, 60)  # seconds left
@@ -53,17 +54,11 @@ class Plain:
     def _introduce(self, round_: Round) -> None:
         kata = round_.kata
         click.echo(kata.brief.read_text(encoding="utf-8"))
-        before = last_time(round_.player.history, kata.name)
-        if before:
-            hints = "1 hint" if before[1] == 1 else f"{before[1]} hints"
-            click.echo(f"Last time: {minutes(before[0])}, {hints}.")
-        if round_.kept:
-            click.echo(f"Your earlier text is kept: scripts/undo.sh {kata.name}")
-        count = len(round_.player.planted())
-        planted = "1 bug is" if count == 1 else f"{count} bugs are"
-        click.echo(f"{planted} planted. You have {minutes(round_.remaining())} minutes from now.")
-        click.echo(f"Edit and save:\n  {kata.botched}")
-        hint = "" if round_.interview else f"h hint (costs {HINT_COSTS} points)  "
+        left = minutes(round_.remaining())
+        click.echo(f"{planted_line(round_)}. You have {left} minutes from now.")
+        for line in welcome_lines(round_):
+            click.echo(line)
+        hint = "" if round_.interview else "h hint  "
         click.echo(f"Letters, each with Enter: {hint}d diff  p pause  s skip  r reveal  q quit")
 
     def _hunt(self, round_: Round) -> Ending | None:

@@ -22,9 +22,10 @@ from dojo.runner import Runner
 from dojo.screens.confirm import Confirm
 from dojo.screens.diff import diff_text
 from dojo.screens.lines import indented
-from dojo.session import Round, last_time
+from dojo.session import Round
 from dojo.sessions import Ending
 from dojo.watching import Event, Judged, Started, watching
+from dojo.welcome import planted_line, welcome_lines
 
 _TICK_SECONDS = 0.25
 _LATE_SECONDS = 60
@@ -62,10 +63,8 @@ class HuntScreen(Screen[Ending | None]):
     def compose(self) -> ComposeResult:
         """Lay out the clock, the brief beside the verdict, the notes and the keys."""
         kata = self._round.kata
-        count = len(self._round.player.planted())
-        bugs = "1 bug" if count == 1 else f"{count} bugs"
         with Horizontal(id="status"):
-            yield Static(f"{kata.name}: {bugs} planted", id="kata")
+            yield Static(f"{kata.name}: {planted_line(self._round)}", id="kata")
             yield Static(id="clock")
         with Container(id="panes"):
             with VerticalScroll(id="brief") as brief:
@@ -74,7 +73,7 @@ class HuntScreen(Screen[Ending | None]):
             with VerticalScroll(id="verdict") as verdict:
                 verdict.border_title = "tests"
                 yield Static(self._tests, id="lines")
-        yield Static(self._welcome(), id="note")
+        yield Static(Text("\n".join(welcome_lines(self._round))), id="note")
         yield Footer()
 
     def on_mount(self) -> None:
@@ -183,16 +182,3 @@ class HuntScreen(Screen[Ending | None]):
 
     def _note(self, text: str) -> None:
         self.query_one("#note", Static).update(Text(text))
-
-    def _welcome(self) -> Text:
-        kata = self._round.kata
-        lines = [f"Edit and save {kata.botched}"]
-        if not self._round.interview:
-            lines.append(f"A hint costs {HINT_COSTS} points of 100.")
-        before = last_time(self._round.player.history, kata.name)
-        if before:
-            hints = "1 hint" if before[1] == 1 else f"{before[1]} hints"
-            lines.append(f"Last time: {minutes(before[0])}, {hints}.")
-        if self._round.kept:
-            lines.append(f"Your earlier text is kept: scripts/undo.sh {kata.name}")
-        return Text("\n".join(lines))

@@ -22,6 +22,9 @@ CASES = [
     pytest.param((2, 1, 70), (3, 1, 4), 1, 5, 6, id="positions-past-128"),
     pytest.param((1, 2, 8), (131, 2, 3), 1, 5, 6, id="filters-past-128"),
     pytest.param((1, 67, 19), (3, 67, 2), 1, 4, 6, id="channels-past-64"),
+    # Many tiles: of positions and of filters, and of positions alone.
+    pytest.param((2, 1, 83), (260, 1, 3), 1, 5, 6, id="positions-and-filters"),
+    pytest.param((2, 1, 700), (3, 1, 1), 1, 4, 6, id="many-positions"),
 ]
 # A float32 sum of 200 products that comes to about one is off by less than 5e-6, in any order.
 # A float16 result is rounded to steps of 1e-3 of its size at most: two of them, and near zero what

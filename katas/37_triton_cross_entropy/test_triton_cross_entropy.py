@@ -133,6 +133,15 @@ def test_mean_over_many_rows(impl):
     assert_matches(loss, expected, behaviour, **TOLERANCES[torch.float16])
 
 
+def test_number_of_rows_is_not_rounded(impl):
+    # bfloat16 holds whole numbers up to 256, float16 up to 2,048: more rows than that on a GPU.
+    n = 259 if DEVICE == "cpu" else 2_051
+    logits, targets = batch(n, 3)
+    expected = exact(logits, targets, upstream=n)
+    behaviour = f"({n}, 3) logits, when {n} times the loss is differentiated"
+    assert_step(step(impl, logits, targets, upstream=n), expected, behaviour)
+
+
 # Rows of more than a block.
 
 
@@ -431,6 +440,16 @@ def test_on_a_gpu_at_the_size_of_a_model(impl, dtype):
     expected = exact(logits, targets, upstream=7.0)
     for _ in range(3):
         assert_step(step(impl, logits, targets, upstream=7.0), expected, behaviour)
+
+
+@pytest.mark.gpu
+def test_more_classes_than_a_block_can_hold(impl):
+    # No block of Triton's holds more than 2 to the 20th elements.
+    classes = 2**20 + 1
+    logits, _ = batch(2, classes)
+    targets = torch.tensor([classes - 1, 0], device=DEVICE)
+    behaviour = f"(2, {classes}) logits"
+    assert_step(step(impl, logits, targets), exact(logits, targets), behaviour)
 
 
 @pytest.mark.gpu

@@ -193,7 +193,10 @@ class _Collector:
             "seconds": time.monotonic() - started,
             "lines": received.decode("utf-8", errors="replace").splitlines(),
         }
-        child.say(self._answers, answer)
+        try:
+            child.say(self._answers, answer)
+        except BrokenPipeError:  # the client was killed: nobody waits for it
+            child.exit_process(0)
         if status is None:  # after the answer: unmapping so large a process takes milliseconds
             _reap(pid, 0)
 

@@ -108,7 +108,7 @@ def kata(project):
 
 @pytest.fixture
 def runner(project):
-    limits = Limits(test_seconds=2.0, run_seconds=6.0, memory_gb=1.0)
+    limits = Limits(test_seconds=2.0, run_seconds=6.0, memory_gb=0.25)
     with Runner(project, limits) as runner:
         yield runner
 

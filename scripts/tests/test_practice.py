@@ -105,7 +105,7 @@ def test_a_session_that_is_left_goes_on_later(practice, kata):
     assert process.wait(30) == 0
 
     process = practice("scale", "--minutes", "1")
-    new = read_until(process, "Edit and save")
+    new = read_until(process, "Letters")
     assert "The unfinished session ends here" in new
     assert "Your earlier text is kept" in new
 

@@ -15,7 +15,7 @@ def softmax_functional(x: Tensor, dim: int = -1) -> Tensor:
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
     """Return the softmax of `x` along `dim`; same shape and dtype."""
     exp = (x - x.amax(dim=dim, keepdim=True)).exp_()
-    return exp / exp.sum(dim=dim, keepdim=True)
+    return exp / exp.sum(dim=0, keepdim=True)
 
 
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
@@ -24,7 +24,7 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     return shifted.sub_(shifted.exp().sum(dim=dim, keepdim=True).log())
 
 
-def softmax_backward(grad_out: Tensor, out: Tensor, dim: int = -2) -> Tensor:
+def softmax_backward(grad_out: Tensor, out: Tensor, dim: int = -1) -> Tensor:
     """Return the gradient for the input of a softmax along `dim`.
 
     `grad_out` is the gradient for the softmax's output `out`; all three share one shape.

@@ -1,11 +1,11 @@
 """Puts debriefs into words: one kata's for its end, and a session's as a page to share."""
 
-import math
 from collections.abc import Sequence
 
 from dojo.debrief import Debrief
 from dojo.report import STORY_WIDTH, story_lines
 from dojo.sessions import Ending, Session
+from dojo.words import count, minutes
 
 _ENDINGS = {
     Ending.SOLVED: "solved",
@@ -15,17 +15,11 @@ _ENDINGS = {
 }
 
 
-def minutes(seconds: float) -> str:
-    """Return a time as minutes and seconds, such as `7:05`."""
-    whole = math.ceil(seconds)
-    return f"{whole // 60}:{whole % 60:02}"
-
-
 def outcome_line(debrief: Debrief) -> str:
     """Return how a kata went, on one line."""
     return (
         f"{_ENDINGS[debrief.ending]}, {minutes(debrief.spent)} of {minutes(debrief.budget)}, "
-        f"{_count(debrief.runs, 'run')}, {_count(debrief.hints, 'hint')}, "
+        f"{count(debrief.runs, 'run')}, {count(debrief.hints, 'hint')}, "
         f"{debrief.score} points of 100"
     )
 
@@ -47,7 +41,7 @@ def session_markdown(session: Session, debriefs: Sequence[Debrief]) -> str:
     lines = [
         f"# {title}, {session.started_at.astimezone():%d %B %Y, %H:%M}",
         "",
-        f"{_count(len(debriefs), 'kata')}, {average} points of 100 on average",
+        f"{count(len(debriefs), 'kata')}, {average} points of 100 on average",
         "",
         "| kata | level | outcome | time | of | bugs fixed | runs | hints | points |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -66,7 +60,3 @@ def session_markdown(session: Session, debriefs: Sequence[Debrief]) -> str:
         if item.diff:
             lines += ["", "```diff", item.diff.rstrip("\n"), "```"]
     return "\n".join(lines) + "\n"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

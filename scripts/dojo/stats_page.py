@@ -6,7 +6,8 @@ from datetime import date, timedelta
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dojo.stats import Stats, Timing, clock, count, duration
+from dojo.stats import Stats, Timing
+from dojo.words import clock, count, duration
 
 _WEEKS = 12
 _CELL = 20  # the side of a day in the calendar, its gap included

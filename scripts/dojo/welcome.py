@@ -1,8 +1,8 @@
 """What is said of a kata as its round begins, whatever the interface."""
 
 from dojo.debrief import HINT_COSTS
-from dojo.debrief_report import minutes
 from dojo.session import Round, last_time
+from dojo.words import count, minutes
 
 
 def welcome_lines(round_: Round) -> list[str]:
@@ -13,8 +13,8 @@ def welcome_lines(round_: Round) -> list[str]:
         lines.append(f"A hint costs {HINT_COSTS} points of 100.")
     before = last_time(round_.player.history, kata.name)
     if before:
-        hints = "1 hint" if before[1] == 1 else f"{before[1]} hints"
-        lines.append(f"Last time: {minutes(before[0])}, {hints}.")
+        seconds, hints = before
+        lines.append(f"Last time: {minutes(seconds)}, {count(hints, 'hint')}.")
     if round_.kept:
         lines.append(f"Your earlier text is kept: scripts/undo.sh {kata.name}")
     return lines

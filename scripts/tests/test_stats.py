@@ -10,8 +10,9 @@ from dojo import catalogue
 from dojo.cli import main
 from dojo.history import History
 from dojo.misses import Missed
-from dojo.stats import Solved, Times, Timing, clock, count, duration, gather
+from dojo.stats import Solved, Times, Timing, gather
 from dojo.stats_page import render_page
+from dojo.words import clock, count, duration
 
 TODAY = date(2026, 3, 10)
 

@@ -4,8 +4,8 @@ import click
 
 from dojo.history import History
 from dojo.project import Project
-from dojo.stats import count
 from dojo.transfer import import_history
+from dojo.words import count
 
 
 @click.command(name="import")

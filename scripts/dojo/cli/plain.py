@@ -10,7 +10,7 @@ import click
 
 from dojo.cli.diff import colour_diff
 from dojo.debrief import Debrief
-from dojo.debrief_report import bug_lines, minutes, outcome_line
+from dojo.debrief_report import bug_lines, outcome_line
 from dojo.report import run_lines
 from dojo.results import RunResult
 from dojo.runner import Runner
@@ -18,6 +18,7 @@ from dojo.session import Practice, Round
 from dojo.sessions import Ending
 from dojo.watching import Judged, Key, Started, watching
 from dojo.welcome import planted_line, welcome_lines
+from dojo.words import minutes
 
 _TICK_SECONDS = 0.5
 _WARNINGS = (300, 60)  # seconds left

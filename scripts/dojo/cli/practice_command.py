@@ -9,7 +9,7 @@ import click
 
 from dojo import catalogue, session
 from dojo.catalogue import LEVELS
-from dojo.debrief_report import minutes, session_markdown
+from dojo.debrief_report import session_markdown
 from dojo.errors import DojoError
 from dojo.files import write_atomically
 from dojo.history import History
@@ -17,6 +17,8 @@ from dojo.planning import DEFAULT_MINUTES, Wishes, plan
 from dojo.project import Project
 from dojo.runner import Runner
 from dojo.session import Practice, Standing
+from dojo.words import count as counted
+from dojo.words import minutes
 
 Lead = Callable[[Practice, Runner], bool]
 
@@ -134,7 +136,7 @@ def _resumed(project: Project, history: History, wishes: Wishes) -> Practice | N
 def _describe(standing: Standing) -> str:
     parts = [f"{standing.kata}, {minutes(standing.left)} left"]
     if standing.hints:
-        parts.append("1 hint" if standing.hints == 1 else f"{standing.hints} hints")
+        parts.append(counted(standing.hints, "hint"))
     if standing.last_run:
         run = standing.last_run
         parts.append(f"last result {run.failed} of {run.passed + run.failed} tests failed")

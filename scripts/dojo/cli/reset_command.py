@@ -8,6 +8,7 @@ from dojo import catalogue, play
 from dojo.catalogue import Kata
 from dojo.fresh import some_fresh_bugs
 from dojo.project import Project
+from dojo.words import count as counted
 
 
 @click.command(name="reset")
@@ -68,7 +69,6 @@ def _choose(
 def _reset(project: Project, kata: Kata, bug_ids: tuple[str, ...], note: str) -> None:
     with play.opened(project, kata) as player:
         backup = player.plant(bug_ids)
-    plural = "bug" if len(bug_ids) == 1 else "bugs"
     kept = f"; your text is kept: scripts/undo.sh {kata.name}" if backup else ""
     how = f" ({note})" if note else ""
-    click.echo(f"{kata.name}: {len(bug_ids)} {plural} planted{how}{kept}")
+    click.echo(f"{kata.name}: {counted(len(bug_ids), 'bug')} planted{how}{kept}")

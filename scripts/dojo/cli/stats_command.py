@@ -15,7 +15,8 @@ from dojo.cli.table import render
 from dojo.history import History
 from dojo.misses import Missed
 from dojo.project import Project
-from dojo.stats import Solved, Stats, Times, clock, count, duration, gather
+from dojo.stats import Solved, Stats, Times, gather
+from dojo.words import clock, count, duration
 
 _SHOWN = 8  # missed bugs: the list is for choosing what to practise, not for the record
 _ARROW = " -> "

@@ -14,7 +14,6 @@ from textual.widgets import Footer, Markdown, Static
 from textual.worker import get_current_worker
 
 from dojo.debrief import HINT_COSTS
-from dojo.debrief_report import minutes
 from dojo.errors import DojoError
 from dojo.report import run_lines
 from dojo.results import RunResult
@@ -26,6 +25,7 @@ from dojo.session import Round
 from dojo.sessions import Ending
 from dojo.watching import Event, Judged, Started, watching
 from dojo.welcome import planted_line, welcome_lines
+from dojo.words import minutes
 
 _TICK_SECONDS = 0.25
 _LATE_SECONDS = 60

@@ -104,6 +104,10 @@ def test_a_session_that_is_left_goes_on_later(practice, kata):
     read_until(process, "waits for you")
     assert process.wait(30) == 0
 
+    process = practice("--topic", "cooking")
+    assert "ends here" not in read_until(process, "no kata fits")
+    assert process.wait(30) == 1
+
     process = practice("scale", "--minutes", "1")
     new = read_until(process, "Letters")
     assert "The unfinished session ends here" in new

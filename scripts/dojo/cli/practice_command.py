@@ -115,22 +115,15 @@ def _full_screen(practice: Practice, runner: Runner) -> bool:
 
 
 def _resumed(project: Project, history: History, wishes: Wishes) -> Practice | None:
-    """Return the unfinished session if it is to go on; end it otherwise."""
+    """Return the unfinished session, if there is one and it is to go on."""
     practice = session.unfinished(project, history)
-    if practice is None:
+    standing = practice.standing() if practice else None
+    if standing is None or wishes != Wishes():
         return None
-    standing = practice.standing()
-    if standing is None:
-        practice.end()
+    click.echo(f"A session is unfinished: {_describe(standing)}.")
+    if sys.stdin.isatty() and not click.confirm("Go on with it?", default=True):
         return None
-    if wishes == Wishes():
-        click.echo(f"A session is unfinished: {_describe(standing)}.")
-        if not sys.stdin.isatty() or click.confirm("Go on with it?", default=True):
-            return practice
-    else:
-        click.echo(f"The unfinished session ends here: {_describe(standing)}.")
-    practice.end()
-    return None
+    return practice
 
 
 def _describe(standing: Standing) -> str:
@@ -149,6 +142,13 @@ def _begun(project: Project, history: History, wishes: Wishes) -> Practice:
     if by is not None and by < date.today():
         raise DojoError(f"--by {by} is in the past")
     planned = plan(katas, history, wishes)
+    # Not before: wishes that cannot be met end no session.
+    left = session.unfinished(project, history)
+    if left is not None:
+        standing = left.standing()
+        if standing:
+            click.echo(f"The unfinished session ends here: {_describe(standing)}.")
+        left.end()
     return session.begin(
         project, history, planned, interview=wishes.interview, interview_on=wishes.interview_on
     )

@@ -246,7 +246,7 @@ def count(impl, name):
 COUNT_ALL = """
 import json, sys
 from pathlib import Path
-from dojo.loading import load_module
+from dojo.testrun.loading import load_module
 
 tests, impl = (load_module(Path(p), Path(p).stem, Path(p).read_bytes()) for p in sys.argv[1:])
 print(json.dumps({name: tests.count(impl, name) for name in tests.X}))

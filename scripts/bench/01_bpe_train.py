@@ -2,7 +2,7 @@
 
 import random
 
-from dojo.bench import Case
+from dojo.benchmarks.references import Case
 
 SIZE = 1_000_000
 WORDS = r"\S+"

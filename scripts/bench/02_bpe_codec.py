@@ -6,7 +6,7 @@ counts is that time grows with the length of a piece, not with its square: 100 K
 
 import random
 
-from dojo.bench import Case
+from dojo.benchmarks.references import Case
 from dojo.testing import golden
 
 try:

@@ -7,7 +7,7 @@ loops, which take ten to fifty times as long as a fused activation, whatever is 
 import torch
 import torch.nn.functional as F
 
-from dojo.bench import Case
+from dojo.benchmarks.references import Case
 
 
 def cases(reference):

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from dojo.bench import Case
+from dojo.benchmarks.references import Case
 
 WIDTHS = (256, 1024, 1024, 128)
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from dojo.bench import Case
+from dojo.benchmarks.references import Case
 
 N, D, H, C = 512, 784, 256, 10
 

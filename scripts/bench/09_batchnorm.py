@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from dojo.bench import Case
+from dojo.benchmarks.references import Case
 
 
 def cases(reference):

@@ -2,7 +2,7 @@
 
 import torch
 
-from dojo.bench import Case
+from dojo.benchmarks.references import Case
 
 
 def cases(reference):

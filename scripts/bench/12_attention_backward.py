@@ -4,7 +4,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from dojo.bench import Case
+from dojo.benchmarks.references import Case
 
 
 def cases(reference):

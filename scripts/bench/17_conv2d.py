@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from dojo.bench import Case
+from dojo.benchmarks.references import Case
 
 
 def cases(reference):

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from dojo.bench import Case
+from dojo.benchmarks.references import Case
 
 # One merge takes about a millisecond, less than what a busy machine takes away at a time.
 REPEATS = 20

@@ -8,7 +8,7 @@ times as fast as a float32 matmul of the same shape; without them it is a plain 
 
 import torch
 
-from dojo.bench import Case
+from dojo.benchmarks.references import Case
 
 # M, K, N: the two layers of a feed-forward block, and a square.
 SIZES = [(256, 768, 3072), (256, 3072, 768), (1024, 1024, 1024)]

@@ -7,7 +7,7 @@ counts is that time grows with the length of the text, not with its square.
 import io
 import random
 
-from dojo.bench import Case
+from dojo.benchmarks.references import Case
 from dojo.testing import golden
 
 try:

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from dojo.bench import KernelCase
+from dojo.benchmarks.references import KernelCase
 
 
 def kernel_cases(reference):

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from dojo.bench import KernelCase
+from dojo.benchmarks.references import KernelCase
 
 # Rows and features: a wide layer in both dtypes, a narrow one, and rows wider than a block.
 SIZES = [

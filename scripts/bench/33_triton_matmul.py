@@ -2,7 +2,7 @@
 
 import torch
 
-from dojo.bench import KernelCase
+from dojo.benchmarks.references import KernelCase
 
 
 def kernel_cases(reference):

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from dojo.bench import KernelCase
+from dojo.benchmarks.references import KernelCase
 
 # N, C, L, O, K, stride, dtype: a wide layer in float16 and in float32, a halving layer of a feature
 # extractor, and a first layer on raw audio.

@@ -7,7 +7,7 @@ linear layer does, with K contiguous, which is the layout that both are made for
 
 import torch
 
-from dojo.bench import KernelCase
+from dojo.benchmarks.references import KernelCase
 
 # M, K, N: a batch of tokens through the two layers of a feed-forward block, a few tokens, a square.
 SIZES = [(4096, 4096, 14336), (4096, 14336, 4096), (32, 4096, 14336), (8192, 8192, 8192)]

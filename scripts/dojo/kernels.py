@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from dojo.device import has_gpu, milliseconds
+from dojo.testrun.device import has_gpu, milliseconds
 
 DEVICE = "cuda" if has_gpu() else "cpu"
 if DEVICE == "cpu":

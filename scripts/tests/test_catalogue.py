@@ -1,8 +1,8 @@
 import pytest
 
-from dojo import catalogue
-from dojo.catalogue import CatalogueError
 from dojo.errors import DojoError
+from dojo.kata import catalogue
+from dojo.kata.catalogue import CatalogueError
 from dojo.project import Project
 
 

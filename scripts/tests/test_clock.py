@@ -1,4 +1,4 @@
-from dojo.clock import LONGEST_STEP, Clock
+from dojo.practice.stopwatch import LONGEST_STEP, Clock
 
 
 class Time:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dojo.loading import load_module
 from dojo.project import Project
+from dojo.testrun.loading import load_module
 
 FIXTURES = Project.here().root / "fixtures"
 MAKERS = sorted(FIXTURES.glob("make_*.py"))

@@ -5,16 +5,17 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from dojo import catalogue, selection
-from dojo.catalogue import CatalogueError
 from dojo.cli import main
-from dojo.fresh import fresh_bugs, fresh_path
-from dojo.mutants import changed_lines, mutants
-from dojo.mutate import Judged, all_mutants
-from dojo.plant import conflict, plant
+from dojo.kata import catalogue
+from dojo.kata.catalogue import CatalogueError
+from dojo.kata.fresh import fresh_bugs, fresh_path
+from dojo.kata.planting import conflict, plant
 from dojo.project import Project
-from dojo.results import test_functions
-from dojo.trials import Trial
+from dojo.testrun.results import test_functions
+from dojo.verification.mutation import selection
+from dojo.verification.mutation.judging import Judged, all_mutants
+from dojo.verification.mutation.mutants import changed_lines, mutants
+from dojo.verification.mutation.result_store import Trial
 
 REAL = Project.here()
 

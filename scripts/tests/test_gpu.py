@@ -3,10 +3,10 @@
 import pytest
 from click.testing import CliRunner
 
-from dojo import gpu
+from dojo.benchmarks import gpu
 from dojo.cli import main
-from dojo.device import has_gpu
 from dojo.errors import DojoError
+from dojo.testrun.device import has_gpu
 
 README = "# Title\n<!-- gpu: by a script -->\nnot yet measured\n<!-- end of gpu -->\nEnd.\n"
 

@@ -2,9 +2,9 @@ import sqlite3
 
 import pytest
 
-from dojo import database
 from dojo.errors import DojoError
-from dojo.history import History, Run
+from dojo.history import database
+from dojo.history.history import History, Run
 
 RUN = Run("abc", passed=2, failed=1, gone=("divides",), solved=False, seconds=0.5)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dojo.kernels import DEVICE, guarded, run
-from dojo.loading import load_module
-from dojo.results import Status
+from dojo.testrun.loading import load_module
+from dojo.testrun.results import Status
 
 DOUBLE = '''
 import torch

@@ -13,9 +13,9 @@ import time
 
 import pytest
 
-from dojo import session
-from dojo.history import History
-from dojo.planning import DEFAULT_MINUTES
+from dojo.history.history import History
+from dojo.practice import session
+from dojo.practice.planning import DEFAULT_MINUTES
 
 KILLS = int(os.environ.get("KATA_KILLS", "6"))
 _BUDGET = 60.0 * DEFAULT_MINUTES

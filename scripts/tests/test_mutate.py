@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dojo import mutate
-from dojo.catalogue import Equivalent
 from dojo.cli import main
-from dojo.loading import load_module
-from dojo.mutants import mutants
-from dojo.pool import Pool
-from dojo.results import Outcome, RunResult, Status, TestResult
-from dojo.runner import Runner
-from dojo.trials import Trial, Trials
+from dojo.kata.catalogue import Equivalent
+from dojo.runner.pool import Pool
+from dojo.runner.runner import Runner
+from dojo.testrun.loading import load_module
+from dojo.testrun.results import Outcome, RunResult, Status, TestResult
+from dojo.verification.mutation import judging
+from dojo.verification.mutation.mutants import mutants
+from dojo.verification.mutation.result_store import Trial, Trials
 
 SOURCE = '''
 def area(width: int = 2) -> int:
@@ -116,9 +116,9 @@ def test_a_random_order_leaves_none_out():
 
 
 def test_a_sample_is_always_the_same(kata):
-    drawn = mutate.sample(kata, 5)
-    assert drawn == mutate.sample(kata, 5) == mutate.sample(kata, 8)[:5]
-    assert len(mutate.sample(kata, 10_000)) == len(mutate.all_mutants(kata))
+    drawn = judging.sample(kata, 5)
+    assert drawn == judging.sample(kata, 5) == judging.sample(kata, 8)[:5]
+    assert len(judging.sample(kata, 10_000)) == len(judging.all_mutants(kata))
 
 
 def test_a_trial_tells_wrong_answers_from_exceptions():
@@ -173,24 +173,24 @@ def test_behaviour_is_what_fails_and_what_it_says():
 
 
 def test_judging_one_kata(kata, runner):
-    judged = list(mutate.judge(kata, Pool([runner])))
-    assert len(judged) == len(mutate.all_mutants(kata))
+    judged = list(judging.judge(kata, Pool([runner])))
+    assert len(judged) == len(judging.all_mutants(kata))
     assert {one.verdict for one in judged} == {"caught"}
 
 
 def test_an_equivalent_is_known_by_its_lines_whatever_their_blanks(kata):
-    mutant = next(m for m in mutate.all_mutants(kata) if m.after == "return x / factor")
+    mutant = next(m for m in judging.all_mutants(kata) if m.after == "return x / factor")
     trial = Trial.of(
         mutant.key, 0, True, run_of(result("test_a", Outcome.PASSED), status=Status.PASSED)
     )
-    assert mutate.Judged(kata, mutant, trial).verdict == "survived"
+    assert judging.Judged(kata, mutant, trial).verdict == "survived"
     for after, verdict in [
         ("return x /factor", "equivalent"),
         ("*", "equivalent"),
         ("return x // factor", "survived"),
     ]:
         listed = replace(kata, equivalents=(Equivalent("return x * factor", after, "why"),))
-        assert mutate.Judged(listed, mutant, trial).verdict == verdict
+        assert judging.Judged(listed, mutant, trial).verdict == verdict
 
 
 def test_trials_outlive_a_cut_off_line_but_not_other_tests(tmp_path):
@@ -245,7 +245,7 @@ def test_a_stopped_run_goes_on_where_it_was(project, kata, cli, runner, how):
         assert said.endswith("Stopped; the same command goes on from here.\n")
         assert "Traceback" not in said
     lines = [line for line in kept.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    total = len(mutate.all_mutants(kata))
+    total = len(judging.all_mutants(kata))
     assert 4 <= len(lines) < total
     finished = cli("scale", "--mutants")
     assert finished.exit_code == 0, finished.output

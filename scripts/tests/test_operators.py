@@ -9,9 +9,9 @@ from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import operator_names
 
-from dojo.explanations import EXPLANATIONS, explain
-from dojo.operators import Provider
+from dojo.kata.explanations import EXPLANATIONS, explain
 from dojo.project import Project
+from dojo.verification.mutation.operators import Provider
 
 PROVIDER = Provider()
 REAL = Project.here()
@@ -102,7 +102,8 @@ def test_an_unknown_operator_is_named():
 
 def test_explanations_need_nothing_but_python():
     code = (
-        "import sys; sys.path.insert(0, 'scripts'); import dojo.explanations; print(*sys.modules)"
+        "import sys; sys.path.insert(0, 'scripts'); "
+        "import dojo.kata.explanations; print(*sys.modules)"
     )
     process = subprocess.run(
         [sys.executable, "-c", code], cwd=REAL.root, capture_output=True, text=True, check=True

@@ -4,12 +4,13 @@ from datetime import date, timedelta
 
 import pytest
 
-from dojo import catalogue, schedule
 from dojo.errors import DojoError
-from dojo.history import History, Run
-from dojo.planning import Wishes, choose_bugs, plan
+from dojo.history.history import History, Run
+from dojo.history.sessions import Ending, Sessions
+from dojo.kata import catalogue
+from dojo.practice import scheduler
+from dojo.practice.planning import Wishes, choose_bugs, plan
 from dojo.project import Project
-from dojo.sessions import Ending, Sessions
 
 KATAS = [kata for kata in catalogue.load_all(Project.here()) if kata.topic != "kernels"]
 
@@ -61,9 +62,9 @@ def test_what_is_due_comes_first_and_what_is_not_comes_last(history, monkeypatch
     names = [kata.name for kata in KATAS]
     for name in names[:3]:
         practise(history, name, 4)
-    far = schedule.due(Sessions(history.database).exercises())
+    far = scheduler.due(Sessions(history.database).exercises())
     long_ago = {names[2]: far[names[2]].replace(year=2020)}
-    monkeypatch.setattr(schedule, "due", lambda *_: {**far, **long_ago})
+    monkeypatch.setattr(scheduler, "due", lambda *_: {**far, **long_ago})
     ordered = [item.kata.name for item in plan(KATAS, history, Wishes(katas=len(KATAS)))]
     assert ordered[0] == names[2]
     assert set(ordered[-2:]) == set(names[:2])
@@ -122,7 +123,7 @@ def test_the_interview_date_is_remembered_until_it_has_passed(history):
     sessions.begin([("x", [], 60.0)])
     assert sessions.interview_on() == day
     practise(history, KATAS[0].name, 4)
-    due = schedule.due(sessions.exercises(), sessions.interview_on())
+    due = scheduler.due(sessions.exercises(), sessions.interview_on())
     assert due[KATAS[0].name].date() == day
     sessions.begin([("x", [], 60.0)], interview_on=date.today() - timedelta(days=1))
     assert sessions.interview_on() is None

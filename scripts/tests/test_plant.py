@@ -2,9 +2,9 @@ import random
 
 import pytest
 
-from dojo import play
 from dojo.errors import DojoError
-from dojo.plant import choose, conflict, plant, span
+from dojo.kata.drawing import draw_bugs
+from dojo.kata.planting import choose, conflict, plant, span
 
 
 def test_planting_edits_the_reference_and_nothing_else(kata):
@@ -49,11 +49,11 @@ def test_a_draw_never_conflicts_and_is_refused_when_impossible(kata):
 
 def test_a_seed_gives_the_same_bugs_on_every_machine(kata):
     # Literal on purpose: what one person shares must be what another gets, also in years.
-    assert play.draw_bugs(kata, 2, 7) == ("divides", "subtracts-offset")
-    assert [play.draw_bugs(kata, 1, seed) for seed in (1, 2, 3)] == [
-        play.draw_bugs(kata, 1, seed) for seed in (1, 2, 3)
+    assert draw_bugs(kata, 2, 7) == ("divides", "subtracts-offset")
+    assert [draw_bugs(kata, 1, seed) for seed in (1, 2, 3)] == [
+        draw_bugs(kata, 1, seed) for seed in (1, 2, 3)
     ]
     with pytest.raises(DojoError, match="no 3 bugs"):
-        play.draw_bugs(kata, 3, 7)
+        draw_bugs(kata, 3, 7)
     with pytest.raises(DojoError, match="at least 1"):
-        play.draw_bugs(kata, 0, 7)
+        draw_bugs(kata, 0, 7)

@@ -1,12 +1,13 @@
 import pytest
 
-from dojo import play, results
-from dojo.results import Outcome, RunResult, Status, TestResult
+from dojo.learner.player import next_hint, open_player
+from dojo.testrun import results
+from dojo.testrun.results import Outcome, RunResult, Status, TestResult
 
 
 @pytest.fixture
 def player(project, kata):
-    with play.opened(project, kata) as player:
+    with open_player(project, kata) as player:
         yield player
 
 
@@ -18,13 +19,13 @@ def test_hints_go_round_and_pass_over_what_is_gone(kata):
     planted = [kata.bug("adds-factor"), kata.bug("subtracts-offset")]
     given = set()
     order = []
-    while hint := play.next_hint(planted, [], given):
+    while hint := next_hint(planted, [], given):
         given.add((hint[0].id, hint[1]))
         order.append((hint[0].id, hint[1]))
     adds, subtracts = "adds-factor", "subtracts-offset"
     assert order == [(adds, 0), (subtracts, 0), (adds, 1), (subtracts, 1), (adds, 2)]
-    assert play.next_hint(planted, [adds], {(subtracts, 0)}) == (planted[1], 1)
-    assert play.next_hint(planted, [adds, subtracts], set()) is None
+    assert next_hint(planted, [adds], {(subtracts, 0)}) == (planted[1], 1)
+    assert next_hint(planted, [adds, subtracts], set()) is None
 
 
 class Planted:

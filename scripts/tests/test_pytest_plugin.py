@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dojo.history import History
+from dojo.history.history import History
 
 SOLUTION = """
 def scale(x, factor):
@@ -64,10 +64,10 @@ def test_lf_runs_what_failed_alone(run_pytest):
 
 
 def test_several_bugs_show_progress(run_pytest, kata):
-    from dojo import play
+    from dojo.learner.player import open_player
     from dojo.project import Project
 
-    with play.opened(Project(kata.folder.parent.parent), kata) as player:
+    with open_player(Project(kata.folder.parent.parent), kata) as player:
         player.plant(["adds-factor", "subtracts-offset"])
     assert "0 of 2 bugs fixed" in run_pytest("katas/01_scale").stdout
     kata.botched.write_text(kata.botched.read_text().replace("x - offset", "x + offset"))

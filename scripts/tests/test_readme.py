@@ -2,8 +2,8 @@
 
 import re
 
-from dojo import catalogue
 from dojo.cli.list_command import readme_table
+from dojo.kata import catalogue
 from dojo.project import Project
 
 REAL = Project.here()

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from dojo.errors import DojoError
-from dojo.limits import Limits
-from dojo.results import Outcome, Status
-from dojo.runner import Runner
+from dojo.runner.runner import Runner
+from dojo.testrun.limits import Limits
+from dojo.testrun.results import Outcome, Status
 
 SHIFT = "\n\ndef shift(x, offset):\n    return x + offset\n"
 # Fails to load where an earlier run left torch or the environment changed.

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from dojo import catalogue
-from dojo.limits import Limits
+from dojo.kata import catalogue
 from dojo.project import Project
-from dojo.runner import Runner
+from dojo.runner.runner import Runner
+from dojo.testrun.limits import Limits
 
 REAL = Project.here()
 SEED = 20

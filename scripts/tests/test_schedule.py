@@ -2,8 +2,8 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from dojo.schedule import due, grade
-from dojo.sessions import Ending, Exercise
+from dojo.history.sessions import Ending, Exercise
+from dojo.practice.scheduler import due, grade
 
 START = datetime(2026, 5, 1, 12, tzinfo=UTC)
 

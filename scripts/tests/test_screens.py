@@ -8,15 +8,15 @@ import threading
 import pytest
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
-from dojo import session
-from dojo.clock import Clock
-from dojo.history import History
-from dojo.planning import Planned
-from dojo.results import Outcome, RunResult, Status, TestResult
-from dojo.screens.app import PracticeApp
-from dojo.screens.debrief import DebriefScreen
-from dojo.screens.hunt import HuntScreen
-from dojo.sessions import Ending
+from dojo.history.history import History
+from dojo.history.sessions import Ending
+from dojo.practice import session
+from dojo.practice.planning import Planned
+from dojo.practice.stopwatch import Clock
+from dojo.testrun.results import Outcome, RunResult, Status, TestResult
+from dojo.tui.app import PracticeApp
+from dojo.tui.debrief import DebriefScreen
+from dojo.tui.hunt import HuntScreen
 
 
 class Runner:

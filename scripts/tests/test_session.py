@@ -1,12 +1,13 @@
 import pytest
 
-from dojo import play, session
 from dojo.errors import DojoError
-from dojo.history import History
-from dojo.planning import Planned
-from dojo.results import Outcome, RunResult, Status, TestResult
-from dojo.session import Round
-from dojo.sessions import Ending, Sessions
+from dojo.history.history import History
+from dojo.history.sessions import Ending, Sessions
+from dojo.learner.player import Player, open_player
+from dojo.practice import session
+from dojo.practice.planning import Planned
+from dojo.practice.session import Round
+from dojo.testrun.results import Outcome, RunResult, Status, TestResult
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def opened(project, kata, history, begin):
 
     def opened(practice):
         exercise = next(item for item in practice.exercises() if item.ending is None)
-        player = play.Player(project, kata)
+        player = Player(project, kata)
         players.append(player)
         return Round(player, exercise, practice.session.interview, time), time
 
@@ -133,7 +134,7 @@ def test_a_kata_that_was_planted_anew_or_removed_is_passed_over(project, kata, h
     practice = begin(600.0, 300.0)
     with practice.next_round() as round_:
         round_.leave()
-    with play.opened(project, kata) as player:
+    with open_player(project, kata) as player:
         player.plant(["divides"])
     with practice.next_round() as round_:
         assert round_.budget == 300

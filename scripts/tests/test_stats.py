@@ -6,13 +6,13 @@ from datetime import UTC, date, datetime, timedelta, timezone
 import pytest
 from click.testing import CliRunner
 
-from dojo import catalogue
 from dojo.cli import main
-from dojo.history import History
-from dojo.misses import Missed
-from dojo.stats import Solved, Times, Timing, gather
-from dojo.stats_page import render_page
-from dojo.words import clock, count, duration
+from dojo.history.history import History
+from dojo.history.misses import Missed
+from dojo.history.statistics import Solved, Times, Timing, gather
+from dojo.kata import catalogue
+from dojo.wording.quantities import clock, count, duration
+from dojo.wording.statistics_page import render_page
 
 TODAY = date(2026, 3, 10)
 

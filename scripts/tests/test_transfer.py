@@ -6,13 +6,13 @@ import pytest
 from click.testing import CliRunner
 
 from dojo.cli import main
-from dojo.database import MIGRATIONS
 from dojo.errors import DojoError
-from dojo.history import History, Run
-from dojo.merge import rows
-from dojo.sessions import Ending, Sessions
-from dojo.stats import gather
-from dojo.transfer import export_history, import_history
+from dojo.history.database import MIGRATIONS
+from dojo.history.export import export_history, import_history
+from dojo.history.history import History, Run
+from dojo.history.merge import rows
+from dojo.history.sessions import Ending, Sessions
+from dojo.history.statistics import gather
 
 TODAY = date(2026, 3, 10)
 TABLES = ("attempt", "run", "hint", "session", "exercise")
@@ -89,7 +89,7 @@ def carry(source, target):
 
 def test_every_table_is_exported_and_merged(history):
     tables = json.loads(export_history(history))["tables"]
-    assert set(tables) == set(TABLES)  # a new table needs its place in dojo.merge
+    assert set(tables) == set(TABLES)  # a new table needs its place in dojo.history.merge
 
 
 def test_a_fresh_history_becomes_equal_and_a_second_import_changes_nothing(history, other):

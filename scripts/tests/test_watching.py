@@ -9,9 +9,9 @@ import time
 import pytest
 
 from dojo.cli.watch_command import _following
-from dojo.results import RunResult, Status
-from dojo.runner import Runner
-from dojo.watching import Judged, Key, watching
+from dojo.learner.watcher import Judged, Key, watching
+from dojo.runner.runner import Runner
+from dojo.testrun.results import RunResult, Status
 
 
 class SlowRunner:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from dojo.errors import DojoError
-from dojo.workspace import Planting, Workspace
+from dojo.learner.workspace import Planting, Workspace
 
 MINE = b"# my own work \xff\n"
 

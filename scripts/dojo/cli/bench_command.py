@@ -4,9 +4,10 @@ import importlib
 
 import click
 
-from dojo import bench, catalogue
+from dojo.benchmarks import references
 from dojo.cli.table import render
 from dojo.errors import DojoError
+from dojo.kata import catalogue
 from dojo.project import Project
 
 
@@ -30,10 +31,10 @@ def command(project: Project, names: tuple[str, ...], loop: bool) -> None:
         _loop(project, names[0] if names else "03_softmax")
         return
     katas = catalogue.named(project, names)
-    bench.use_one_thread()
-    timings = [] if names else [("start", bench.startup(project))]
+    references.use_one_thread()
+    timings = [] if names else [("start", references.startup(project))]
     for kata in katas:
-        timings += [(kata.name, timing) for timing in bench.timings(project, kata)]
+        timings += [(kata.name, timing) for timing in references.timings(project, kata)]
     rows = []
     for name, timing in timings:
         theirs = f"{1e3 * timing.theirs:.2f}" if timing.theirs else "-"
@@ -44,7 +45,7 @@ def command(project: Project, names: tuple[str, ...], loop: bool) -> None:
 
 def _loop(project: Project, name: str) -> None:
     try:
-        bench_loop = importlib.import_module("dojo.bench_loop")
+        bench_loop = importlib.import_module("dojo.benchmarks.loop")
         importlib.import_module("pytest_watcher")
     except ModuleNotFoundError as error:
         raise DojoError(f"{error.name} is missing; scripts/test.sh installs it") from None

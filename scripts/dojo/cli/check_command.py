@@ -2,10 +2,11 @@
 
 import click
 
-from dojo import catalogue, play
+from dojo.kata import catalogue
+from dojo.learner.player import open_player
 from dojo.project import Project
-from dojo.report import run_lines
-from dojo.runner import Runner
+from dojo.runner.runner import Runner
+from dojo.wording.runs import run_lines
 
 
 @click.command(name="check")
@@ -19,7 +20,7 @@ def command(project: Project, name: str) -> None:
     Exit status: 0 solved, 1 not yet.
     """
     kata = catalogue.find(project, name)
-    with Runner(project) as runner, play.opened(project, kata) as player:
+    with Runner(project) as runner, open_player(project, kata) as player:
         result = runner.run(kata)
         judgement = player.record(result)
     for line in run_lines(kata.name, result, judgement):

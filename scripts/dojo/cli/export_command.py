@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 from dojo.cli import output
-from dojo.history import History
+from dojo.history.export import export_history
+from dojo.history.history import History
 from dojo.project import Project
-from dojo.transfer import export_history
 
 
 @click.command(name="export")

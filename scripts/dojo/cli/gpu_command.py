@@ -5,10 +5,11 @@ import sys
 
 import click
 
-from dojo import bench, catalogue, gpu
-from dojo.device import has_gpu
+from dojo.benchmarks import gpu, references
 from dojo.errors import DojoError
+from dojo.kata import catalogue
 from dojo.project import Project
+from dojo.testrun.device import has_gpu
 
 
 @click.command(name="gpu")
@@ -35,7 +36,7 @@ def command(project: Project, names: tuple[str, ...], readme: bool) -> None:
     )
     rows = []
     for kata in katas:
-        for case in bench.kernel_cases(project, kata):
+        for case in references.kernel_cases(project, kata):
             click.echo(f"timing {kata.name}: {case.label} ...", err=True)
             rows.append((kata.name, gpu.measure(case)))
     text = f"{gpu.machine()}\n\n{gpu.markdown(rows)}"

@@ -2,11 +2,11 @@
 
 import click
 
-from dojo import catalogue, play
 from dojo.files import revision
-from dojo.play import Player
+from dojo.kata import catalogue
+from dojo.learner.player import Player, open_player
 from dojo.project import Project
-from dojo.runner import Runner
+from dojo.runner.runner import Runner
 
 
 @click.command(name="hint")
@@ -19,7 +19,7 @@ def command(project: Project, name: str) -> None:
     Example: kata hint softmax
     """
     kata = catalogue.find(project, name)
-    with play.opened(project, kata) as player:
+    with open_player(project, kata) as player:
         click.echo(player.give_hint(_gone(project, player)))
 
 

@@ -2,10 +2,10 @@
 
 import click
 
-from dojo.history import History
+from dojo.history.export import import_history
+from dojo.history.history import History
 from dojo.project import Project
-from dojo.transfer import import_history
-from dojo.words import count
+from dojo.wording.quantities import count
 
 
 @click.command(name="import")

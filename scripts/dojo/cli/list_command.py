@@ -5,12 +5,13 @@ from datetime import date, datetime
 
 import click
 
-from dojo import catalogue, schedule
-from dojo.catalogue import CatalogueError, Kata
 from dojo.cli.table import render
-from dojo.history import History
+from dojo.history.history import History
+from dojo.history.sessions import Sessions
+from dojo.kata import catalogue
+from dojo.kata.catalogue import CatalogueError, Kata
+from dojo.practice import scheduler
 from dojo.project import Project
-from dojo.sessions import Sessions
 
 
 @click.command(name="list")
@@ -28,7 +29,7 @@ def command(project: Project, markdown: bool) -> None:
     history = History(project.history)
     solved = history.solved_katas()
     sessions = Sessions(history.database)
-    due = schedule.due(sessions.exercises(), sessions.interview_on())
+    due = scheduler.due(sessions.exercises(), sessions.interview_on())
     rows = []
     malformed = []
     for folder in catalogue.kata_folders(project):

@@ -6,14 +6,14 @@ from typing import TextIO
 
 import click
 
-from dojo.catalogue import Kata
 from dojo.cli.progress import Progress
 from dojo.cli.table import render
-from dojo.mutate import LIMITS, Judged
-from dojo.mutation_run import MutationRun
-from dojo.pool import Pool, runner_pool
+from dojo.kata.catalogue import Kata
 from dojo.project import Project
-from dojo.score import HEADER, Score, report, total_row
+from dojo.runner.pool import Pool, runner_pool
+from dojo.verification.mutation.campaign import MutationRun
+from dojo.verification.mutation.judging import LIMITS, Judged
+from dojo.verification.mutation.score import HEADER, Score, report, total_row
 
 
 def verify_mutants(

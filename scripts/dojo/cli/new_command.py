@@ -2,7 +2,7 @@
 
 import click
 
-from dojo import skeleton
+from dojo.kata import skeleton
 from dojo.project import Project
 
 

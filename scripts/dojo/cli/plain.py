@@ -9,16 +9,16 @@ from contextlib import contextmanager
 import click
 
 from dojo.cli.diff import colour_diff
-from dojo.debrief import Debrief
-from dojo.debrief_report import bug_lines, outcome_line
-from dojo.report import run_lines
-from dojo.results import RunResult
-from dojo.runner import Runner
-from dojo.session import Practice, Round
-from dojo.sessions import Ending
-from dojo.watching import Judged, Key, Started, watching
-from dojo.welcome import planted_line, welcome_lines
-from dojo.words import minutes
+from dojo.history.sessions import Ending
+from dojo.learner.watcher import Judged, Key, Started, watching
+from dojo.practice.debrief import Debrief
+from dojo.practice.session import Practice, Round
+from dojo.runner.runner import Runner
+from dojo.testrun.results import RunResult
+from dojo.wording.debriefs import bug_lines, outcome_line
+from dojo.wording.quantities import minutes
+from dojo.wording.runs import run_lines
+from dojo.wording.welcome import planted_line, welcome_lines
 
 _TICK_SECONDS = 0.5
 _WARNINGS = (300, 60)  # seconds left

@@ -7,18 +7,19 @@ from datetime import date, datetime
 
 import click
 
-from dojo import catalogue, session
-from dojo.catalogue import LEVELS
-from dojo.debrief_report import session_markdown
 from dojo.errors import DojoError
 from dojo.files import write_atomically
-from dojo.history import History
-from dojo.planning import DEFAULT_MINUTES, Wishes, plan
+from dojo.history.history import History
+from dojo.kata import catalogue
+from dojo.kata.catalogue import LEVELS
+from dojo.practice import session
+from dojo.practice.planning import DEFAULT_MINUTES, Wishes, plan
+from dojo.practice.session import Practice, Standing
 from dojo.project import Project
-from dojo.runner import Runner
-from dojo.session import Practice, Standing
-from dojo.words import count as counted
-from dojo.words import minutes
+from dojo.runner.runner import Runner
+from dojo.wording.debriefs import session_markdown
+from dojo.wording.quantities import count as counted
+from dojo.wording.quantities import minutes
 
 Lead = Callable[[Practice, Runner], bool]
 
@@ -109,7 +110,7 @@ def _plain(practice: Practice, runner: Runner) -> bool:
 
 def _full_screen(practice: Practice, runner: Runner) -> bool:
     # Imported here: nothing else needs the terminal interface.
-    from dojo.screens.app import PracticeApp
+    from dojo.tui.app import PracticeApp
 
     return bool(PracticeApp(practice, runner).run())
 

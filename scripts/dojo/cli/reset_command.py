@@ -4,11 +4,13 @@ import secrets
 
 import click
 
-from dojo import catalogue, play
-from dojo.catalogue import Kata
-from dojo.fresh import some_fresh_bugs
+from dojo.kata import catalogue
+from dojo.kata.catalogue import Kata
+from dojo.kata.drawing import draw_bugs
+from dojo.kata.fresh import some_fresh_bugs
+from dojo.learner.player import open_player
 from dojo.project import Project
-from dojo.words import count as counted
+from dojo.wording.quantities import count as counted
 
 
 @click.command(name="reset")
@@ -63,11 +65,11 @@ def _choose(
     if count is None and seed is None:
         return kata.default
     number = len(kata.default) if count is None else count
-    return play.draw_bugs(kata, number, seed, some_fresh_bugs(kata) if fresh else None)
+    return draw_bugs(kata, number, seed, some_fresh_bugs(kata) if fresh else None)
 
 
 def _reset(project: Project, kata: Kata, bug_ids: tuple[str, ...], note: str) -> None:
-    with play.opened(project, kata) as player:
+    with open_player(project, kata) as player:
         backup = player.plant(bug_ids)
     kept = f"; your text is kept: scripts/undo.sh {kata.name}" if backup else ""
     how = f" ({note})" if note else ""

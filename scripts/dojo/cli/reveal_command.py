@@ -4,12 +4,12 @@ import sys
 
 import click
 
-from dojo import catalogue, play
 from dojo.cli.diff import colour_diff
-from dojo.play import Player
+from dojo.kata import catalogue
+from dojo.learner.player import Player, open_player
+from dojo.learner.workspace import Planting
 from dojo.project import Project
-from dojo.report import story_lines
-from dojo.workspace import Planting
+from dojo.wording.runs import story_lines
 
 
 @click.command(name="reveal")
@@ -24,7 +24,7 @@ def command(project: Project, name: str, apply: bool, yes: bool) -> None:
     Example: kata reveal softmax
     """
     kata = catalogue.find(project, name)
-    with play.opened(project, kata) as player:
+    with open_player(project, kata) as player:
         _confirm(player, yes)
         player.history.reveal(player.attempt().id)
         diff = player.diff_to_correct()

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import click
 
-from dojo import catalogue
-from dojo.catalogue import CatalogueError, Kata
 from dojo.cli import output
 from dojo.cli.table import render
-from dojo.history import History
-from dojo.misses import Missed
+from dojo.history.history import History
+from dojo.history.misses import Missed
+from dojo.history.statistics import Solved, Stats, Times, gather
+from dojo.kata import catalogue
+from dojo.kata.catalogue import CatalogueError, Kata
 from dojo.project import Project
-from dojo.stats import Solved, Stats, Times, gather
-from dojo.words import clock, count, duration
+from dojo.wording.quantities import clock, count, duration
 
 _SHOWN = 8  # missed bugs: the list is for choosing what to practise, not for the record
 _ARROW = " -> "
@@ -62,7 +62,9 @@ def command(project: Project, as_json: bool, page: Path | None) -> None:
     if as_json:
         click.echo(stats.as_json())
     elif page:
-        from dojo.stats_page import render_page  # not above: `kata --help` needs no templates
+        from dojo.wording.statistics_page import (
+            render_page,  # not above: `kata --help` needs no templates
+        )
 
         output.write(page, render_page(stats))
         click.echo(f"wrote {page}")

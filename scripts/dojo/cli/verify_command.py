@@ -8,15 +8,15 @@ from typing import TextIO
 
 import click
 
-from dojo import catalogue
-from dojo.catalogue import Kata
 from dojo.cli.table import render
-from dojo.device import has_gpu
 from dojo.errors import DojoError
-from dojo.limits import Limits
-from dojo.pool import runner_pool
+from dojo.kata import catalogue
+from dojo.kata.catalogue import Kata
 from dojo.project import Project
-from dojo.verify import Report, verify
+from dojo.runner.pool import runner_pool
+from dojo.testrun.device import has_gpu
+from dojo.testrun.limits import Limits
+from dojo.verification.bugs import Report, verify
 
 
 @click.command(name="verify")

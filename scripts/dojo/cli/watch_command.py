@@ -7,16 +7,16 @@ import time
 
 import click
 
-from dojo import catalogue, play
-from dojo.catalogue import Kata
 from dojo.cli.diff import colour_diff
 from dojo.cli.keys import key_presses
-from dojo.play import Player
+from dojo.kata import catalogue
+from dojo.kata.catalogue import Kata
+from dojo.learner.player import Player, open_player
+from dojo.learner.watcher import Judged, Key, watching
 from dojo.project import Project
-from dojo.report import run_lines
-from dojo.results import RunResult
-from dojo.runner import Runner
-from dojo.watching import Judged, Key, watching
+from dojo.runner.runner import Runner
+from dojo.testrun.results import RunResult
+from dojo.wording.runs import run_lines
 
 _KEYS = "h hint  d diff  r reset  u undo  n next kata  q quit"
 _TICK_SECONDS = 0.5
@@ -37,7 +37,7 @@ def command(project: Project, name: str) -> None:
     kata: Kata | None = catalogue.find(project, name)
     with Runner(project) as runner:
         while kata is not None:
-            with play.opened(project, kata) as player:
+            with open_player(project, kata) as player:
                 go_on = _Screen(player, runner).show()
             kata = _following(project, kata) if go_on else None
 

@@ -1,0 +1,145 @@
+"""What the learner did: attempts at katas, the runs of their tests, and the hints given."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from dojo.history.database import Database, moment, now
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One planting of a kata, and how far the learner has come with it."""
+
+    id: int
+    kata: str
+    planted: tuple[str, ...]
+    started_at: datetime
+    revealed_at: datetime | None
+    solved_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a kata's whole test file against one text of the learner's."""
+
+    revision: str
+    passed: int
+    failed: int
+    gone: tuple[str, ...]
+    solved: bool
+    seconds: float
+
+
+class History:
+    """The learner's attempts. What concerns practice sessions is in `dojo.history.sessions`."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the database, or raise `DojoError` if it cannot be used."""
+        self.database = Database(path)
+
+    def close(self) -> None:
+        """Close the database."""
+        self.database.close()
+
+    def start(self, kata: str, planted: Sequence[str]) -> int:
+        """Record that the kata was planted afresh; return the attempt's id."""
+        row = self.database.execute(
+            "INSERT INTO attempt (kata, planted, started_at) VALUES (?, ?, ?) RETURNING id",
+            (kata, json.dumps(list(planted)), now()),
+        ).fetchone()
+        return int(row[0])
+
+    def attempt(self, attempt_id: int) -> Attempt | None:
+        """Return one attempt, or None if the history has lost it."""
+        found = self._attempts("WHERE id = ?", attempt_id)
+        return found[0] if found else None
+
+    def attempts(self, kata: str) -> list[Attempt]:
+        """Return every attempt at a kata, oldest first."""
+        return self._attempts("WHERE kata = ? ORDER BY started_at, id", kata)
+
+    def solved_katas(self) -> set[str]:
+        """Return the names of the katas that were solved before they were revealed."""
+        rows = self.database.execute(
+            "SELECT DISTINCT kata FROM attempt WHERE solved_at IS NOT NULL "
+            "AND (revealed_at IS NULL OR revealed_at > solved_at)"
+        )
+        return {kata for (kata,) in rows}
+
+    def add_run(self, attempt_id: int, run: Run) -> None:
+        """Record a run, and the solve if it is the attempt's first."""
+        with self.database.transaction():
+            self.database.execute(
+                "INSERT INTO run (attempt, at, revision, passed, failed, gone, solved, seconds) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    attempt_id,
+                    now(),
+                    run.revision,
+                    run.passed,
+                    run.failed,
+                    json.dumps(list(run.gone)),
+                    run.solved,
+                    run.seconds,
+                ),
+            )
+            if run.solved:
+                self.database.execute(
+                    "UPDATE attempt SET solved_at = ? WHERE id = ? AND solved_at IS NULL",
+                    (now(), attempt_id),
+                )
+
+    def last_run(self, attempt_id: int) -> Run | None:
+        """Return the newest run of an attempt, if there is one."""
+        row = self.database.execute(
+            "SELECT revision, passed, failed, gone, solved, seconds FROM run "
+            "WHERE attempt = ? ORDER BY id DESC LIMIT 1",
+            (attempt_id,),
+        ).fetchone()
+        if row is None:
+            return None
+        return Run(row[0], row[1], row[2], tuple(json.loads(row[3])), bool(row[4]), row[5])
+
+    def runs(self, attempt_id: int) -> int:
+        """Return how often the tests ran in an attempt."""
+        row = self.database.execute("SELECT COUNT(*) FROM run WHERE attempt = ?", (attempt_id,))
+        return int(row.fetchone()[0])
+
+    def hints(self, attempt_id: int) -> set[tuple[str, int]]:
+        """Return the hints given in an attempt: bug ids with the hint's number, from 0."""
+        rows = self.database.execute("SELECT bug, level FROM hint WHERE attempt = ?", (attempt_id,))
+        return {(bug, level) for bug, level in rows}
+
+    def add_hint(self, attempt_id: int, bug_id: str, level: int) -> None:
+        """Record that a hint was given."""
+        self.database.execute(
+            "INSERT OR IGNORE INTO hint (attempt, at, bug, level) VALUES (?, ?, ?, ?)",
+            (attempt_id, now(), bug_id, level),
+        )
+
+    def reveal(self, attempt_id: int) -> None:
+        """Record that the learner was shown the answer, at the first time."""
+        self.database.execute(
+            "UPDATE attempt SET revealed_at = ? WHERE id = ? AND revealed_at IS NULL",
+            (now(), attempt_id),
+        )
+
+    def _attempts(self, where: str, parameter: int | str) -> list[Attempt]:
+        rows = self.database.execute(
+            f"SELECT id, kata, planted, started_at, revealed_at, solved_at FROM attempt {where}",
+            (parameter,),
+        )
+        return [
+            Attempt(
+                row[0],
+                row[1],
+                tuple(json.loads(row[2])),
+                datetime.fromisoformat(row[3]),
+                moment(row[4]),
+                moment(row[5]),
+            )
+            for row in rows
+        ]

@@ -1,0 +1,153 @@
+"""What a history adds up to: katas solved, streaks, times, and the bugs that were missed."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date, timedelta, tzinfo
+
+from dojo.history.database import Database, moment
+from dojo.history.history import History
+from dojo.history.misses import Missed, missed_bugs
+from dojo.history.sessions import Ending, Exercise, Sessions
+from dojo.kata.catalogue import LEVELS, Kata
+
+_DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Solved:
+    """How many katas of a topic or level are solved."""
+
+    name: str
+    solved: int
+    katas: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The time that one exercise took."""
+
+    seconds: float
+    solved: bool
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times of a kata in practice sessions, oldest first."""
+
+    kata: str
+    timings: tuple[Timing, ...]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Everything added up."""
+
+    sessions: int
+    seconds: float  # in sessions
+    runs: int
+    hints: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a history adds up to on one day."""
+
+    today: date
+    topics: tuple[Solved, ...]
+    levels: tuple[Solved, ...]
+    removed: tuple[str, ...]  # solved katas that the catalogue no longer has
+    days: tuple[date, ...]  # with a solve, or a run in a session
+    current_streak: int
+    longest_streak: int
+    times: tuple[Times, ...]
+    missed: tuple[Missed, ...]  # most often missed first
+    totals: Totals
+
+    @property
+    def empty(self) -> bool:
+        """Say whether nothing was practised yet."""
+        return not (self.totals.sessions or self.totals.runs or self.totals.hints)
+
+    def as_json(self) -> str:
+        """Return the numbers as a JSON object whose keys are the names of the fields."""
+        return json.dumps(asdict(self), indent=2, default=date.isoformat)
+
+
+def gather(
+    history: History, katas: Sequence[Kata], today: date, zone: tzinfo | None = None
+) -> Stats:
+    """Add up a history; days are those of the zone, by default the local one."""
+    solved = history.solved_katas()
+    exercises = _ended(Sessions(history.database).exercises())
+    days = _days(history.database, zone)
+    current, longest = _streaks(days, today)
+    levels = sorted(katas, key=lambda kata: list(LEVELS).index(kata.level))
+    return Stats(
+        today=today,
+        topics=_solved([(kata.topic, kata.name in solved) for kata in katas]),
+        levels=_solved([(kata.level, kata.name in solved) for kata in levels]),
+        removed=tuple(sorted(solved - {kata.name for kata in katas})),
+        days=tuple(sorted(days)),
+        current_streak=current,
+        longest_streak=longest,
+        times=_times(exercises),
+        missed=missed_bugs(history, exercises, {kata.name: kata for kata in katas}),
+        totals=_totals(history.database),
+    )
+
+
+def _ended(exercises: Iterable[Exercise]) -> list[Exercise]:
+    """Return those that ended, in that order, but for the skipped ones: they prove nothing.
+
+    The bugs of a skipped one may also be in the learner's file still, not to be told.
+    """
+    ended = [
+        (exercise.ended_at, exercise.id, exercise)
+        for exercise in exercises
+        if exercise.ended_at and exercise.ending is not Ending.SKIPPED
+    ]
+    return [exercise for _, _, exercise in sorted(ended, key=lambda entry: entry[:2])]
+
+
+def _days(database: Database, zone: tzinfo | None) -> set[date]:
+    rows = database.execute(
+        "SELECT solved_at FROM attempt WHERE solved_at IS NOT NULL "
+        "AND (revealed_at IS NULL OR revealed_at > solved_at) "
+        "UNION SELECT at FROM run WHERE attempt IN (SELECT attempt FROM exercise)"
+    )
+    moments = (moment(at) for (at,) in rows)
+    return {at.astimezone(zone).date() for at in moments if at}
+
+
+def _streaks(days: set[date], today: date) -> tuple[int, int]:
+    """Return the current streak and the longest; a day that is not over breaks none."""
+    lengths: dict[date, int] = {}
+    for day in sorted(days):
+        lengths[day] = lengths.get(day - _DAY, 0) + 1
+    current = lengths.get(today, lengths.get(today - _DAY, 0))
+    return current, max(lengths.values(), default=0)
+
+
+def _solved(katas: Sequence[tuple[str, bool]]) -> tuple[Solved, ...]:
+    """Count katas, each given as the name of its group and whether it is solved."""
+    solved = Counter(group for group, is_solved in katas if is_solved)
+    members = Counter(group for group, _ in katas)
+    return tuple(Solved(group, solved[group], number) for group, number in members.items())
+
+
+def _times(exercises: Iterable[Exercise]) -> tuple[Times, ...]:
+    times: dict[str, list[Timing]] = {}
+    for exercise in exercises:
+        timing = Timing(exercise.spent, exercise.ending is Ending.SOLVED)
+        times.setdefault(exercise.kata, []).append(timing)
+    return tuple(Times(kata, tuple(timings)) for kata, timings in sorted(times.items()))
+
+
+def _totals(database: Database) -> Totals:
+    row = database.execute(
+        "SELECT (SELECT COUNT(*) FROM session), (SELECT coalesce(SUM(spent), 0) FROM exercise), "
+        "(SELECT COUNT(*) FROM run), (SELECT COUNT(*) FROM hint)"
+    ).fetchone()
+    return Totals(*row)

@@ -1,0 +1,95 @@
+"""Writes the skeleton of a new kata: small, working, and full of TODOs for `verify` to name."""
+
+import re
+from pathlib import Path
+
+from dojo.errors import DojoError
+from dojo.kata import catalogue
+from dojo.project import Project
+
+_README = """\
+# {number} {title}
+
+*TODO topic, easy, 10 minutes*
+
+TODO: one sentence on what the code is for.
+
+| function | returns |
+|---|---|
+| `scale(x, factor)` | TODO: shapes, dtypes, errors |
+
+- TODO: what is promised for which inputs, and what may not be called.
+
+    pytest katas/{name}
+"""
+
+_REFERENCE = '''\
+"""TODO: one line on what this module computes."""
+
+from torch import Tensor
+
+
+def scale(x: Tensor, factor: float) -> Tensor:
+    """Return `x` times `factor`; same shape and dtype."""
+    return x * factor
+'''
+
+_TOML = """\
+title = "{title}"
+topic = "TODO"
+level = "easy" # easy plants 1 bug, medium 2, hard 3 or more
+minutes = 10
+default = ["adds-factor"]
+
+[[bug]]
+id = "adds-factor"
+title = "Adds the factor"
+find = "x * factor" # stands exactly once in reference.py
+replace = "x + factor"
+killed_by = ["test_scale_multiplies"]
+hints = [
+    "TODO: a question about the behaviour.",
+    "TODO: where it shows.",
+    "TODO: where to look, never the fix.",
+]
+why = "TODO: what goes wrong, how it shows, how to catch it in code of one's own."
+# seen_in = ["a public thread where this kind of bug shipped"]
+"""
+
+_TESTS = """\
+import torch
+from dojo.testing import assert_matches, unchanged
+
+
+def test_scale_multiplies(impl):
+    x = torch.randn(3, 5)
+    with unchanged(x=x):
+        actual = impl.scale(x, 2.5)
+    assert_matches(actual, torch.mul(x, 2.5), "x times 2.5")
+"""
+
+
+def create(project: Project, name: str) -> Path:
+    """Make the folder of a kata called `NN_topic`, or `topic` to get the next free number."""
+    if re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        numbers = [int(f.name[:2]) for f in catalogue.kata_folders(project)]
+        name = f"{max(numbers, default=0) + 1:02}_{name}"
+    if not re.fullmatch(r"\d\d_[a-z][a-z0-9_]*", name):
+        raise DojoError(f"{name!r} is no name for a kata: write rope or 40_rope, in lower case")
+    folder = project.katas / name
+    if folder.exists():
+        raise DojoError(f"{folder} exists already")
+    number, _, topic = name.partition("_")
+    values = {"name": name, "number": number, "title": topic.replace("_", " ").capitalize()}
+    folder.mkdir(parents=True)
+    files = {
+        "README.md": _README.format(**values),
+        "reference.py": _REFERENCE,
+        "kata.toml": _TOML.format(**values),
+        f"test_{topic}.py": _TESTS,
+    }
+    for file, text in files.items():
+        (folder / file).write_text(text, encoding="utf-8")
+    kata = catalogue.load(folder)
+    kata.botched.write_text(kata.planted_source(kata.default), encoding="utf-8")
+    return folder

@@ -1,0 +1,1 @@
+"""One learner's file of a kata, and its record."""

@@ -1,0 +1,148 @@
+"""The learner's file of one kata: what is planted in it, its backups, and their way back."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dojo.errors import DojoError
+from dojo.files import read_bytes, revision, write_atomically
+from dojo.kata.catalogue import Kata
+from dojo.project import Project
+
+
+@dataclass(frozen=True)
+class Planting:
+    """Which bugs a learner's file began with, and the attempt (a row of the history) it is."""
+
+    bugs: tuple[str, ...]
+    attempt: int | None = None
+
+
+@dataclass(frozen=True)
+class Backup:
+    """An earlier text of the learner's file."""
+
+    number: int
+    path: Path
+    saved_at: datetime
+    reason: str
+    planting: Planting
+
+
+class Workspace:
+    """The learner's file of one kata. Whatever overwrites it goes through `replace`."""
+
+    def __init__(self, project: Project, kata: Kata) -> None:
+        """Open the workspace; nothing is written until something is replaced."""
+        self.kata = kata
+        self._folder = project.state / "katas" / kata.name
+        self._state = self._folder / "state.json"
+
+    def content(self) -> bytes | None:
+        """Return the content of the learner's file, or None if it is missing.
+
+        Bytes, not text: a backup of a file that is not even UTF-8 still loses nothing.
+        """
+        return read_bytes(self.kata.botched)
+
+    def text(self) -> str:
+        """Return the text of the learner's file; empty if it is missing."""
+        return (self.content() or b"").decode("utf-8", errors="replace")
+
+    def planting(self) -> Planting:
+        """Return what is planted in the learner's file: the default bugs unless recorded."""
+        state = self._read_state()
+        pending = state.get("pending")
+        if pending is not None:
+            # A replacement was cut off: it happened unless the file still has its old text.
+            happened = revision(self.content() or b"") != pending["old"]
+            state = pending["planting"] if happened else state
+        bugs = state.get("bugs")
+        if bugs is None or not all(map(self._is_known, bugs)):
+            return Planting(self.kata.default)
+        return Planting(tuple(bugs), state.get("attempt"))
+
+    def record(self, planting: Planting) -> None:
+        """Record what is planted in the file, without touching the file."""
+        self._write_state(_as_json(planting))
+
+    def replace(self, new: bytes, planting: Planting, reason: str) -> Backup | None:
+        """Give the file a new content, keeping the old one; return the backup if one was needed."""
+        old = self.content()
+        current = self.planting()
+        backup = None
+        if old is not None and old != new:
+            backup = self._save(old, current, reason)
+        pending = {"old": revision(old or b""), "planting": _as_json(planting)}
+        self._write_state({**_as_json(current), "pending": pending})
+        if old != new:
+            write_atomically(self.kata.botched, new)
+        self._write_state(_as_json(planting))
+        return backup
+
+    def backups(self) -> list[Backup]:
+        """Return the earlier texts, oldest first."""
+        found = []
+        for path in sorted(self._folder.glob("[0-9]*.py"), key=lambda path: int(path.stem)):
+            facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            found.append(
+                Backup(
+                    int(path.stem),
+                    path,
+                    datetime.fromisoformat(facts["saved_at"]),
+                    facts["reason"],
+                    Planting(tuple(facts["bugs"]), facts["attempt"]),
+                )
+            )
+        return found
+
+    def restore(self, number: int | None = None) -> Backup:
+        """Bring back an earlier text (the newest unless a number is given), keeping the present.
+
+        Raises `DojoError` when there is no such text.
+        """
+        backups = self.backups()
+        if not backups:
+            raise DojoError(f"{self.kata.name}: nothing to undo; no earlier text is kept")
+        wanted = backups[-1].number if number is None else number
+        chosen = next((backup for backup in backups if backup.number == wanted), None)
+        if chosen is None:
+            raise DojoError(
+                f"{self.kata.name} has no kept text {number}; "
+                f"scripts/undo.sh {self.kata.name} --list shows them"
+            )
+        self.replace(chosen.path.read_bytes(), chosen.planting, "undo")
+        return chosen
+
+    def _save(self, content: bytes, planting: Planting, reason: str) -> Backup:
+        number = max((backup.number for backup in self.backups()), default=0) + 1
+        path = self._folder / f"{number:04}.py"
+        saved_at = datetime.now(UTC)
+        facts = {**_as_json(planting), "saved_at": saved_at.isoformat(), "reason": reason}
+        # The facts first: a backup exists from the moment that its text does.
+        write_atomically(path.with_suffix(".json"), json.dumps(facts).encode())
+        write_atomically(path, content)
+        return Backup(number, path, saved_at, reason, planting)
+
+    def _is_known(self, bug_id: str) -> bool:
+        try:
+            self.kata.bug(bug_id)
+        except DojoError:
+            return False
+        return True
+
+    def _read_state(self) -> dict[str, Any]:
+        try:
+            state = json.loads(self._state.read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+        return state if isinstance(state, dict) else {}
+
+    def _write_state(self, state: dict[str, Any]) -> None:
+        write_atomically(self._state, json.dumps(state).encode())
+
+
+def _as_json(planting: Planting) -> dict[str, Any]:
+    return {"bugs": list(planting.bugs), "attempt": planting.attempt}

@@ -1,0 +1,1 @@
+"""Practice sessions: what they consist of, and how they go."""

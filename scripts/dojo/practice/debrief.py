@@ -1,0 +1,55 @@
+"""How a kata of a session went, worked out from what was recorded."""
+
+from dataclasses import dataclass
+
+from dojo.history.sessions import Ending, Exercise
+from dojo.kata.catalogue import Bug, Kata
+from dojo.learner.player import Player
+
+HINT_COSTS = 10  # points of a hundred
+
+
+@dataclass(frozen=True)
+class Debrief:
+    """How a kata went. Times are in seconds."""
+
+    kata: Kata
+    planted: tuple[Bug, ...]
+    gone: tuple[str, ...]
+    ending: Ending
+    diff: str  # what the learner changed; empty if their text has been replaced since
+    spent: float
+    budget: float
+    runs: int
+    hints: int
+
+    @property
+    def score(self) -> int:
+        """Return the points of a hundred: for bugs found, less what hints cost."""
+        found = round(100 * len(self.gone) / len(self.planted))
+        return max(0, found - HINT_COSTS * self.hints)
+
+
+def debrief(player: Player, exercise: Exercise) -> Debrief | None:
+    """Return how an exercise that ended went; None if it never began."""
+    history = player.history
+    attempt = history.attempt(exercise.attempt) if exercise.attempt is not None else None
+    if attempt is None or exercise.ending is None:
+        return None
+    planted = tuple(player.kata.bug(bug_id) for bug_id in attempt.planted)
+    last = history.last_run(attempt.id)
+    gone = last.gone if last else ()
+    if exercise.ending is Ending.SOLVED:
+        gone = attempt.planted
+    is_there = player.workspace.planting().attempt == attempt.id
+    return Debrief(
+        player.kata,
+        planted,
+        gone,
+        exercise.ending,
+        player.diff_from_planted() if is_there else "",
+        exercise.spent,
+        exercise.budget,
+        history.runs(attempt.id),
+        len(history.hints(attempt.id)),
+    )

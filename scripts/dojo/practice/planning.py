@@ -1,0 +1,141 @@
+"""Chooses what a practice session consists of: katas, their bugs, and the time for each."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from importlib.util import find_spec
+
+from dojo.errors import DojoError
+from dojo.history.history import History
+from dojo.history.sessions import Sessions
+from dojo.kata.catalogue import LEVELS, Bug, Kata
+from dojo.kata.drawing import draw_bugs
+from dojo.kata.fresh import some_fresh_bugs
+from dojo.practice import scheduler
+from dojo.testrun.device import has_gpu
+
+DEFAULT_MINUTES = 45.0
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the learner asked for. Names, if any, take the place of a choice of katas."""
+
+    named: tuple[Kata, ...] = ()
+    minutes: float | None = None
+    katas: int | None = None
+    topic: str | None = None
+    level: str | None = None
+    seed: int | None = None  # the same session for everyone: history is not looked at
+    gpu: bool = False
+    fresh: bool = False
+    interview: bool = False
+    interview_on: date | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One kata of a session to come."""
+
+    kata: Kata
+    bugs: tuple[str, ...]
+    budget: float  # seconds
+
+
+def plan(katas: Sequence[Kata], history: History, wishes: Wishes) -> list[Planned]:
+    """Return the session's katas in order, or raise `DojoError` if none fits the wishes."""
+    if wishes.gpu and not has_gpu():
+        raise DojoError("--gpu needs a CUDA device, and none is here")
+    rng = random.Random(wishes.seed)
+    chosen = list(wishes.named) or _choose(_candidates(katas, wishes), history, wishes, rng)
+    minutes = wishes.minutes
+    if minutes is None and not wishes.named and wishes.katas is None:
+        minutes = DEFAULT_MINUTES
+    scale = minutes / sum(kata.minutes for kata in chosen) if minutes else 1.0
+    return [
+        Planned(kata, choose_bugs(kata, history, wishes, rng), 60 * scale * kata.minutes)
+        for kata in chosen
+    ]
+
+
+def choose_bugs(
+    kata: Kata, history: History, wishes: Wishes, rng: random.Random
+) -> tuple[str, ...]:
+    """Return the default bugs at the first attempt, and later a set that was not planted yet.
+
+    Once all sets were, it is another than the last time, if there is another.
+    """
+    attempts = [] if wishes.seed is not None else history.attempts(kata.name)
+    if not (attempts or wishes.fresh or wishes.interview or wishes.gpu or wishes.seed is not None):
+        return kata.default
+    pool: Sequence[Bug] = some_fresh_bugs(kata) if wishes.fresh else kata.bugs
+    pool = [bug for bug in pool if wishes.gpu or not bug.gpu]
+    count = len(kata.default)
+    if wishes.interview:
+        count = max(count, LEVELS["hard"][0])
+    met = [frozenset(attempt.planted) for attempt in attempts]
+    drawn = [_draw(kata, pool, count, rng) for _ in range(30)]
+    new = [bugs for bugs in drawn if frozenset(bugs) not in met]
+    other = [bugs for bugs in drawn if not met or frozenset(bugs) != met[-1]]
+    return (new or other or drawn)[0]
+
+
+def _draw(kata: Kata, pool: Sequence[Bug], count: int, rng: random.Random) -> tuple[str, ...]:
+    """Draw that many bugs, or as many as go together."""
+    while True:
+        try:
+            return draw_bugs(kata, count, rng.randrange(2**31), pool)
+        except DojoError:
+            if count == 1:
+                raise
+            count -= 1
+
+
+def _candidates(katas: Sequence[Kata], wishes: Wishes) -> list[Kata]:
+    found = [
+        kata
+        for kata in katas
+        if wishes.topic in (None, kata.topic)
+        and wishes.level in (None, kata.level)
+        and (kata.topic == "kernels" if wishes.gpu else True)
+        and (kata.topic != "kernels" or find_spec("triton"))
+        and (kata.fresh if wishes.fresh else True)
+    ]
+    if not found:
+        raise DojoError("no kata fits these wishes; scripts/list.sh shows topics and levels")
+    return found
+
+
+def _choose(katas: list[Kata], history: History, wishes: Wishes, rng: random.Random) -> list[Kata]:
+    """Return as many katas as were asked for, or as fit the time: at least one."""
+    ordered = _by_need(katas, history, wishes, rng)
+    if wishes.katas is not None:
+        return ordered[: wishes.katas]
+    left = wishes.minutes or DEFAULT_MINUTES
+    chosen: list[Kata] = []
+    for kata in ordered:
+        if not chosen or kata.minutes <= left:
+            chosen.append(kata)
+            left -= kata.minutes
+    return chosen
+
+
+def _by_need(katas: list[Kata], history: History, wishes: Wishes, rng: random.Random) -> list[Kata]:
+    """Order katas: those due, longest first; new ones, easiest first; the rest, by their date."""
+    shuffled = rng.sample(katas, len(katas))
+    if wishes.seed is not None:
+        return shuffled
+    sessions = Sessions(history.database)
+    interview_on = wishes.interview_on or sessions.interview_on()
+    due = scheduler.due(sessions.exercises(), interview_on)
+    now = datetime.now(UTC)
+    solved = history.solved_katas()
+    levels = list(LEVELS)
+
+    def need(kata: Kata) -> tuple[int, float]:
+        if kata.name not in due:
+            return (2, 0.0) if kata.name in solved else (1, levels.index(kata.level))
+        return (0 if due[kata.name] <= now else 2), due[kata.name].timestamp()
+
+    return sorted(shuffled, key=need)

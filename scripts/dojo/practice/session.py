@@ -1,0 +1,244 @@
+"""A timed practice session, without a screen: katas one after another, each against its time.
+
+All that happens is recorded at once, so that a session can be taken up again whatever ended it.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+
+from filelock import FileLock, Timeout
+
+from dojo.errors import DojoError
+from dojo.history.history import History, Run
+from dojo.history.sessions import Ending, Exercise, Session, Sessions
+from dojo.kata import catalogue
+from dojo.kata.catalogue import Kata
+from dojo.learner.player import Judgement, Player, open_player
+from dojo.practice import scheduler
+from dojo.practice.debrief import Debrief, debrief
+from dojo.practice.planning import Planned
+from dojo.practice.stopwatch import Clock
+from dojo.project import Project
+from dojo.testrun.results import RunResult
+
+_RECORD_SECONDS = 1.0
+_PAUSED, _RUNNING = "paused", "running"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an exercise stood when the session was left."""
+
+    kata: str
+    left: float  # seconds
+    hints: int
+    last_run: Run | None
+
+
+class Round:
+    """One kata of a session, under way."""
+
+    def __init__(
+        self,
+        player: Player,
+        exercise: Exercise,
+        interview: bool,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Plant the bugs, unless the exercise is taken up again, and start the clock."""
+        self.player = player
+        self.kata = player.kata
+        self.interview = interview
+        self.budget = exercise.budget
+        self.kept = False  # whether an earlier text of the learner's made room
+        self._id = exercise.id
+        self._sessions = Sessions(player.history.database)
+        if exercise.attempt is None:
+            backup = player.plant(exercise.bugs, "practice")
+            self.kept = backup is not None
+            self._sessions.begin_exercise(exercise.id, player.attempt().id)
+        self._clock = Clock(exercise.spent, now)
+        self._recorded = exercise.spent
+        self._judgement = Judgement(player.planted(), (), solved=False)
+
+    @property
+    def names_shown(self) -> bool:
+        """Say whether failing tests may be named: in an interview, once half the time is gone."""
+        return not self.interview or self._clock.spent() >= self.budget / 2
+
+    @property
+    def paused(self) -> bool:
+        """Say whether the learner paused the clock."""
+        return self._clock.held(_PAUSED)
+
+    def remaining(self) -> float:
+        """Return the seconds left, at least 0, and record those spent."""
+        spent = self._clock.spent()
+        if spent - self._recorded >= _RECORD_SECONDS:
+            self._sessions.spend(self._id, spent)
+            self._recorded = spent
+        return max(0.0, self.budget - spent)
+
+    def toggle_pause(self) -> bool:
+        """Stop the clock or let it go on; say whether it stands now."""
+        if self.paused:
+            self._clock.release(_PAUSED)
+        else:
+            self._clock.hold(_PAUSED)
+        return self.paused
+
+    def run_started(self) -> None:
+        """Stop the clock: waiting for the tests is not the learner's time. A save ends a pause."""
+        self._clock.hold(_RUNNING)
+        self._clock.release(_PAUSED)
+
+    def judge(self, result: RunResult) -> Judgement:
+        """Record a run, let the clock go on, and say what the run proves."""
+        self._clock.release(_RUNNING)
+        self._judgement = self.player.record(result)
+        return self._judgement
+
+    def hint(self) -> str:
+        """Return the next hint, and record that it was given; none in an interview."""
+        if self.interview:
+            return "an interview gives no hints"
+        return self.player.give_hint(self._judgement.gone)
+
+    def leave(self) -> None:
+        """Record the time, so that the exercise can be taken up again."""
+        self._sessions.spend(self._id, self._clock.spent())
+
+    def end(self, ending: Ending) -> Debrief:
+        """End the exercise: the answer may be shown from here on, so a reveal is recorded."""
+        spent = min(self._clock.spent(), self.budget)
+        history = self.player.history
+        attempt = self.player.attempt()
+        if ending is not Ending.SOLVED:
+            history.reveal(attempt.id)
+        grade = scheduler.grade(ending, spent, self.budget, len(history.hints(attempt.id)))
+        ended = self._sessions.end_exercise(self._id, ending, spent, grade)
+        result = debrief(self.player, ended)
+        assert result is not None  # it began
+        return result
+
+
+class Practice:
+    """A practice session under way."""
+
+    def __init__(self, project: Project, history: History, session: Session) -> None:
+        """Take up a recorded session."""
+        self._project = project
+        self._sessions = Sessions(history.database)
+        self._history = history
+        self.session = session
+
+    def exercises(self) -> list[Exercise]:
+        """Return the session's exercises, those that ended too."""
+        return self._sessions.exercises(self.session.id)
+
+    @contextmanager
+    def next_round(self) -> Iterator[Round | None]:
+        """Open the first exercise that has not ended; None, ending the session, once all have.
+
+        Where the kata was planted anew since the exercise began, its bugs are no longer in the
+        learner's file, and it is passed over; so is a kata that is no longer there.
+        """
+        for exercise, kata in self._exercises():
+            if exercise.ending is not None:
+                continue
+            if kata is not None:
+                with open_player(self._project, kata) as player:
+                    if exercise.attempt in (None, player.workspace.planting().attempt):
+                        yield Round(player, exercise, self.session.interview)
+                        return
+            self._sessions.end_exercise(exercise.id, Ending.SKIPPED, exercise.spent, None)
+        self.end()
+        yield None
+
+    def debriefs(self) -> list[Debrief]:
+        """Return how each kata that was begun and has ended went."""
+        found = []
+        for exercise, kata in self._exercises():
+            if kata is not None:
+                with open_player(self._project, kata) as player:
+                    found.append(debrief(player, exercise))
+        return [item for item in found if item is not None]
+
+    def _exercises(self) -> Iterator[tuple[Exercise, Kata | None]]:
+        """Yield each exercise with its kata, or None for a kata that has gone."""
+        for exercise in self.exercises():
+            folder = self._project.katas / exercise.kata
+            yield exercise, catalogue.load(folder) if folder.is_dir() else None
+
+    def standing(self) -> Standing | None:
+        """Say where the session stands; None if there is nothing left of it."""
+        for exercise in self.exercises():
+            if exercise.ending is None:
+                attempt = exercise.attempt
+                return Standing(
+                    exercise.kata,
+                    exercise.budget - exercise.spent,
+                    len(self._history.hints(attempt)) if attempt else 0,
+                    self._history.last_run(attempt) if attempt else None,
+                )
+        return None
+
+    def end(self) -> None:
+        """End the session; what was not reached counts as skipped."""
+        self._sessions.end(self.session.id)
+
+
+def begin(
+    project: Project,
+    history: History,
+    planned: Sequence[Planned],
+    *,
+    interview: bool,
+    interview_on: date | None,
+) -> Practice:
+    """Record a session of these katas."""
+    exercises = [(item.kata.name, item.bugs, item.budget) for item in planned]
+    session = Sessions(history.database).begin(
+        exercises, interview=interview, interview_on=interview_on
+    )
+    return Practice(project, history, session)
+
+
+def unfinished(project: Project, history: History) -> Practice | None:
+    """Return the session that was left before its end, if there is one."""
+    session = Sessions(history.database).unfinished()
+    return Practice(project, history, session) if session else None
+
+
+def last_time(history: History, kata: str) -> tuple[float, int] | None:
+    """Return the seconds and the hints of a kata's last exercise, if one was ended."""
+    met = [
+        (item.ended_at, item.spent, item.attempt)
+        for item in Sessions(history.database).exercises()
+        if item.kata == kata and item.grade and item.ended_at and item.attempt
+    ]
+    if not met:
+        return None
+    _, spent, attempt = max(met)
+    return spent, len(history.hints(attempt))
+
+
+@contextmanager
+def alone(project: Project) -> Iterator[None]:
+    """Refuse a second session in the same checkout; the lock ends with the process."""
+    project.state.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(project.state / "practice.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DojoError(
+            "a practice session is running in this checkout already; end it first, "
+            "or practise in a clone of your own"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

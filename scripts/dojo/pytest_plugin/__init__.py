@@ -1,0 +1,1 @@
+"""What plain pytest loads to run a kata's tests."""

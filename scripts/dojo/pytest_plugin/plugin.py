@@ -1,0 +1,257 @@
+"""Gives kata tests their `impl` fixture, a seed that is printed, and a verdict at the end.
+
+Imports pytest, torch, numpy and the standard library alone (kernel katas also triton), so that
+`pytest katas/NAME` works on a machine that has nothing else.
+"""
+
+import functools
+import random
+import re
+import secrets
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from dojo.errors import DojoError
+from dojo.files import revision
+from dojo.kata.catalogue import load
+from dojo.pytest_plugin import reporter
+from dojo.testrun import guards
+from dojo.testrun.device import has_gpu
+from dojo.testrun.limits import Limits
+from dojo.testrun.loading import explain_load_error, load_module
+from dojo.testrun.results import Outcome, TestResult
+
+pytest.register_assert_rewrite("dojo.testing", "dojo.kernels")
+
+_OUTPUT_SHOWN = 4_000  # characters of captured output in a report; a flood would hide the failure
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of the katas."""
+    group = parser.getgroup("katas")
+    group.addoption(
+        "--impl",
+        default="botched",
+        metavar="WHICH",
+        help="what to test: botched (yours; the default), reference, bug:ID, bug:ID+ID, "
+        "or the path of any solution",
+    )
+    group.addoption(
+        "--kata-seed", type=int, metavar="N", help="repeat the random data of an earlier run"
+    )
+    group.addoption(
+        "--kata-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="how long one test may run (default: KATA_TEST_SECONDS, or 10)",
+    )
+    group.addoption("--kata-no-history", action="store_true", help="do not record this run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers, choose the seed, and start collecting verdicts."""
+    config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped with a reason elsewhere")
+    # xdist's own, which a run without xdist does not know.
+    config.addinivalue_line("markers", "xdist_group(name): tests that one worker runs, in order")
+    if config.option.kata_timeout is None:
+        try:
+            config.option.kata_timeout = Limits.from_environment().test_seconds
+        except DojoError as error:
+            raise pytest.UsageError(str(error)) from None
+    if config.option.kata_seed is None:
+        # Set on the options: xdist hands these to its workers, so that all use one seed.
+        config.option.kata_seed = secrets.randbelow(2**31)
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(reporter.VerdictReporter(config), "kata-verdict")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Print the seed, so that a run can be repeated."""
+    return f"katas: --impl {config.option.impl} --kata-seed {config.option.kata_seed}"
+
+
+@functools.cache
+def kata_folder(path: Path) -> Path | None:
+    """Return the kata folder that a test file belongs to, or None for any other test."""
+    return path.parent if (path.parent / "kata.toml").is_file() else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none; keep GPU tests in one xdist group."""
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    missing = bool(gpu_items) and not has_gpu()
+    for item in gpu_items:
+        item.add_marker(pytest.mark.xdist_group("gpu"))
+        if missing:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and none is here"))
+
+
+@pytest.fixture(scope="module")
+def impl(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """Return the implementation under test, as a module; which one is said by `--impl`."""
+    folder = kata_folder(request.path)
+    if folder is None:
+        pytest.fail(f"`impl` is for tests in a kata's folder, not {request.path}", pytrace=False)
+    which = request.config.option.impl
+    scratch = Path(tempfile.mkdtemp(prefix="kata-"))
+    try:
+        yield _implementation(folder, which, scratch, request.config)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _implementation(folder: Path, which: str, scratch: Path, config: pytest.Config) -> ModuleType:
+    path = folder / "botched.py"
+    hidden = which == "reference" or which.startswith("bug:")
+    if which == "reference":
+        path = folder / "reference.py"
+    elif which.startswith("bug:"):
+        try:
+            planted = load(folder).planted_source(tuple(which.removeprefix("bug:").split("+")))
+        except DojoError as error:
+            pytest.fail(str(error), pytrace=False)
+        # A real file: triton.jit refuses functions whose source it cannot read from disk.
+        path = scratch / f"{folder.name}_planted.py"
+        path.write_text(planted, encoding="utf-8")
+    elif which != "botched":
+        path = (config.invocation_params.dir / which).resolve()
+        if not path.is_file():
+            pytest.fail(f"--impl {which}: there is no such file", pytrace=False)
+    if torch := sys.modules.get("torch"):
+        # Katas are small: threads cost more than they give, and a warm run has one as well.
+        torch.set_num_threads(1)
+    try:
+        source = path.read_bytes()
+        config.stash.setdefault(_revisions, {})[folder] = revision(source)
+        with guards.contained(config.option.kata_timeout):
+            module = load_module(path, f"kata_{folder.name}_{which}", source)
+    except (Exception, SystemExit, pytest.fail.Exception) as error:
+        _stop(config, folder, "the file does not load; the first test says why")
+        pytest.fail(explain_load_error(error, path), pytrace=False)
+    if hidden:
+        # pytest leaves such frames out of tracebacks: the answer is not printed by accident.
+        module.__dict__["__tracebackhide__"] = True
+    module.__dict__.setdefault("__getattr__", _missing_name(path))
+    return module
+
+
+_revisions = pytest.StashKey[dict[Path, str]]()
+_stopped = pytest.StashKey[dict[Path, str]]()
+
+
+def _stop(config: pytest.Config, folder: Path, reason: str) -> None:
+    """Skip what is left of a kata's tests: its first failure says it all."""
+    config.stash.setdefault(_stopped, {})[folder] = reason
+
+
+def _missing_name(path: Path) -> Callable[[str], Any]:
+    def missing(name: str) -> Any:
+        raise AttributeError(f"{path.name} has no {name!r}, which the brief asks for")
+
+    return missing
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Seed every generator for this test alone, so that order and selection change nothing."""
+    folder = kata_folder(item.path)
+    if folder is None:
+        return
+    stop = item.config.stash.get(_stopped, {}).get(folder)
+    if stop is not None:
+        pytest.skip(stop)
+    name = item.nodeid.partition("::")[2]
+    seed = zlib.crc32(f"{item.config.option.kata_seed}:{name}".encode())
+    random.seed(seed)
+    # Whatever is not imported makes no random data.
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed)
+    if torch := sys.modules.get("torch"):
+        # torch.manual_seed formats a stack trace for each kind of device, at every call.
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Run a kata's test inside the guards."""
+    if kata_folder(item.path) is None:
+        yield
+        return
+    with guards.contained(_seconds_allowed(item)):
+        yield
+
+
+def _seconds_allowed(item: pytest.Item) -> float:
+    seconds: float = item.config.option.kata_timeout
+    kernels = sys.modules.get("dojo.kernels")
+    # Compiling and tuning a kernel takes far longer than running it.
+    return 10 * seconds if kernels and kernels.DEVICE == "cuda" else seconds
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Attach the structured result to the report, and cut captured output to a readable size."""
+    report = yield
+    report.sections = [(title, _shorten(text)) for title, text in report.sections]
+    folder = kata_folder(item.path)
+    if folder is not None:
+        result = _test_result(item, call, report)
+        if result is not None:
+            if result.outcome is Outcome.TIMEOUT:
+                _stop(item.config, folder, "an earlier test did not end")
+            # Plain data: xdist sends a report's attributes from its workers as JSON.
+            vars(report)["kata"] = {"folder": str(folder), "result": result.to_json()}
+    return report
+
+
+def _test_result(
+    item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
+) -> TestResult | None:
+    if report.passed and report.when != "call":
+        return None
+    if report.failed:
+        outcome = Outcome.FAILED if report.when == "call" else Outcome.ERROR
+        if call.excinfo is not None and isinstance(call.excinfo.value, guards.TimedOut):
+            outcome = Outcome.TIMEOUT
+    else:
+        outcome = Outcome.SKIPPED if report.skipped else Outcome.PASSED
+    message = _message(call) if call.excinfo is not None else ""
+    name = item.nodeid.partition("::")[2]
+    tested = item.config.stash.get(_revisions, {}).get(item.path.parent, "")
+    return TestResult(name, outcome, message, report.duration, tested, _raised(call))
+
+
+def _raised(call: pytest.CallInfo[None]) -> bool:
+    said = (AssertionError, pytest.fail.Exception, pytest.skip.Exception, Warning)
+    return call.excinfo is not None and not isinstance(call.excinfo.value, said)
+
+
+def _message(call: pytest.CallInfo[None]) -> str:
+    assert call.excinfo is not None
+    error = call.excinfo.value
+    text = str(error)
+    if isinstance(error, AssertionError):
+        # Behind a message of the test's own, pytest repeats the expression; the message is enough.
+        text = re.split(r"(?<!^)\nassert ", text, maxsplit=1)[0]
+    if not isinstance(error, (AssertionError, pytest.fail.Exception, pytest.skip.Exception)):
+        text = f"{type(error).__name__}: {text}"
+    return _shorten(text)
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= _OUTPUT_SHOWN:
+        return text
+    half = _OUTPUT_SHOWN // 2
+    return f"{text[:half]}\n... {len(text) - 2 * half:,} more characters ...\n{text[-half:]}"

@@ -1,0 +1,98 @@
+"""The line after pytest's own summary: how many planted bugs are fixed, and what to do next."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from dojo.errors import DojoError
+from dojo.kata.catalogue import load
+from dojo.learner.player import Judgement, open_player
+from dojo.project import Project
+from dojo.testrun.results import (
+    RunResult,
+    Status,
+    TestResult,
+    broken,
+    failing_functions,
+    solved,
+    test_functions,
+)
+
+
+def summarise(judgement: Judgement, name: str) -> str:
+    """Return one line on a whole run: how many planted bugs are fixed, without naming any."""
+    total = len(judgement.planted)
+    bugs = "bug" if total == 1 else "bugs"
+    if judgement.solved:
+        return f"{name}: solved, {total} of {total} {bugs} fixed. Next: scripts/reveal.sh {name}"
+    if len(judgement.gone) == total:
+        return (
+            f"{name}: the planted {bugs} seem fixed ({total} of {total}), yet tests fail: "
+            "a fix is incomplete, or a change broke something else"
+        )
+    return f"{name}: {len(judgement.gone)} of {total} {bugs} fixed. Stuck? scripts/hint.sh {name}"
+
+
+def _as_run(outcomes: list[TestResult]) -> RunResult:
+    status = Status.PASSED if solved(outcomes) else Status.FAILED
+    if broken(outcomes):
+        status = Status.BROKEN
+    seconds = sum(result.seconds for result in outcomes)
+    return RunResult(status, tuple(outcomes), "", seconds, outcomes[0].revision)
+
+
+class VerdictReporter:
+    """Collects results in the controlling process, then prints and records the verdicts."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        """Begin with no results."""
+        self._config = config
+        self._results: defaultdict[Path, list[TestResult]] = defaultdict(list)
+        self._deselected = False
+        self._lines: list[str] = []
+
+    def pytest_deselected(self) -> None:
+        """Note that only a part of the tests runs."""
+        self._deselected = True
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the structured result that the plugin attached to the report."""
+        sent = getattr(report, "kata", None)
+        if sent is not None:
+            self._results[Path(sent["folder"])].append(TestResult.from_json(sent["result"]))
+
+    def pytest_sessionfinish(self) -> None:
+        """Judge each kata whose tests all ran, and record it."""
+        option = self._config.option
+        if option.impl != "botched" or option.kata_no_history or option.collectonly:
+            return
+        for folder, outcomes in self._results.items():
+            self._lines.append(self._judge(folder, outcomes))
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print a line for each kata, and how to repeat a failing run."""
+        if any(map(failing_functions, self._results.values())):
+            seed = self._config.option.kata_seed
+            terminalreporter.write_line(f"the same random data again: --kata-seed {seed}")
+        for line in self._lines:
+            terminalreporter.write_line(line)
+
+    def _judge(self, folder: Path, outcomes: list[TestResult]) -> str:
+        name = folder.name
+        try:
+            kata = load(folder)
+            ran = {result.function for result in outcomes}
+            part = any("::" in argument for argument in self._config.args)
+            if self._deselected or part or ran != test_functions(kata.tests):
+                verb = "fail" if failing_functions(outcomes) else "pass"
+                return (
+                    f"{name}: the tests that ran {verb}; a verdict needs all: pytest katas/{name}"
+                )
+            with open_player(Project(folder.parent.parent), kata) as player:
+                judgement = player.record(_as_run(outcomes))
+        except (DojoError, OSError) as error:
+            return f"{name}: not recorded: {error}"
+        if broken(outcomes):
+            return f"{name}: not judged, since the tests could not run"
+        return summarise(judgement, name)

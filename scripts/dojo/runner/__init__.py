@@ -1,0 +1,1 @@
+"""Runs tests in processes of their own."""

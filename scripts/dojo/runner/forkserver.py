@@ -1,0 +1,270 @@
+"""The warm process: has torch and pytest imported, and runs each request in a fork of itself.
+
+It reads one JSON object a line from standard input and answers each on standard output; see
+`dojo.runner.runner`, its only client. An end of input, or a broken pipe, ends it.
+
+Three processes stand in a row. The first imports. It forks a second, which lets pytest collect the
+tests of one kata, and serves every request for these; another kata, or an edited test file, gets
+another second process. The third is forked for one request and runs the collected tests.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import select
+import signal
+import time
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from dojo.runner import worker
+
+_PRELOAD = ("numpy.random", "torch.overrides", "dojo.pytest_plugin.reporter")
+_CHUNK = 65_536
+_COLLECTED = b"collected\n"
+
+
+def main() -> None:
+    """Serve requests until standard input ends."""
+    # What an import prints must not end up among the answers, and pytest takes descriptor 0.
+    answers = worker.silenced_output()
+    requests = os.dup(0)
+    for name in _PRELOAD:
+        __import__(name)
+    import pytest
+    import torch
+
+    # Loads pytest's own plugins and the project's, with their asserts rewritten, and runs nothing.
+    pytest.main(["--help", "-pno:cacheprovider"])
+    __import__("dojo.testing")
+    with contextlib.suppress(pytest.skip.Exception):  # no triton here
+        __import__("dojo.kernels")
+    # A fork after a parallel region can hang in the thread pool that it did not inherit.
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
+    worker.say(answers, {"ready": True})
+    line = _read_line(requests)
+    while line:
+        # A cancel that came too late is nobody's.
+        late = "cancel" in json.loads(line)
+        line = _read_line(requests) if late else _delegate(line, requests, answers)
+
+
+def _delegate(line: bytes, requests: int, answers: TextIO) -> bytes:
+    """Have a fork serve the request and all that are like it; return the first that is not."""
+    receive, send = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(receive)
+        _Collector(json.loads(line), requests, answers, send).serve()
+    os.close(send)
+    collected = _read_line(receive)
+    unlike = _read_line(receive) if collected else b""
+    os.close(receive)
+    _, status = os.waitpid(pid, 0)
+    if collected:
+        return unlike
+    # It was stopped while it imported the tests, before it could answer.
+    code = os.waitstatus_to_exitcode(status)
+    ended = "timeout" if code == -signal.SIGALRM else None
+    worker.say(answers, {"ended": ended, "status": code, "seconds": 0.0, "lines": []})
+    return _read_line(requests)
+
+
+class _Collector:
+    """A pytest plugin that stops between collecting and running, and forks there for requests."""
+
+    def __init__(self, request: dict[str, Any], requests: int, answers: TextIO, relay: int) -> None:
+        self._request = request
+        self._kind = _kind(request)
+        self._requests = requests
+        self._answers = answers
+        self._relay = relay
+        self._results = worker.Results()
+        self._forked = False
+
+    def serve(self) -> NoReturn:
+        """Collect, serve, and end the process."""
+        try:
+            worker.enter(self._request)
+            # Ends the process where a test file loops as it is imported.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, self._request["run_seconds"])
+            import pytest
+
+            code = pytest.main(list(self._request["arguments"]), plugins=[self._results, self])
+            self._results.finish(code)
+            if not self._forked:
+                self._answer_without_running()
+        except BaseException:
+            worker.exit_process(70)
+        worker.exit_process(0)
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """End a fork here: what pytest tidies up after this ends with the process anyway."""
+        if self._forked:
+            self._results.finish(exitstatus)
+            worker.exit_process(0)
+
+    def pytest_runtestloop(self, session: Any) -> None:
+        """Serve requests here; return, so that the tests run, in the forks alone."""
+        self._say_collected()
+        for item in session.items:
+            item.location  # noqa: B018  # worked out once here, not in every fork
+            item.repr_failure = _unprinted
+        wake = _wake_on_child_exit()
+        gc.collect()
+        gc.freeze()
+        request: dict[str, Any] | None = self._request
+        while request is not None:
+            self._run(request, wake, session.config)
+            if self._forked:
+                return
+            request = self._next()
+        worker.exit_process(0)
+
+    def _answer_without_running(self) -> None:
+        """Answer where pytest gave up before the tests, then leave the next request to others."""
+        self._say_collected()
+        answer = {"ended": None, "status": 0, "seconds": 0.0, "lines": self._results.kept}
+        worker.say(self._answers, answer)
+        os.write(self._relay, _read_line(self._requests))
+
+    def _say_collected(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        os.write(self._relay, _COLLECTED)
+
+    def _next(self) -> dict[str, Any] | None:
+        """Return the next request, or None after passing on one that these tests are not for."""
+        while line := _read_line(self._requests):
+            request: dict[str, Any] = json.loads(line)
+            if "cancel" in request:  # it came too late
+                continue
+            if _kind(request) == self._kind:
+                return request
+            os.write(self._relay, line)
+            break
+        return None
+
+    def _run(self, request: dict[str, Any], wake: int, config: Any) -> None:
+        """Fork, run the request there, and answer with what came back within the time limit."""
+        started = time.monotonic()
+        receive, send = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(receive)
+            self._become_child(request, send, config)
+            return
+        os.close(send)
+        received = bytearray()
+        ended = None
+        deadline = started + request["run_seconds"]
+        status = None
+        while status is None:
+            left = deadline - time.monotonic()
+            ready, _, _ = select.select([receive, wake, self._requests], [], [], max(left, 0))
+            if self._requests in ready:  # a cancel, or the client is gone
+                ended = "cancelled"
+                break
+            if not ready:
+                ended = "timeout"
+                break
+            if receive in ready:
+                chunk = os.read(receive, _CHUNK)
+                received += chunk
+                if not chunk or received.endswith(worker.END):
+                    break
+            if wake in ready:
+                os.read(wake, _CHUNK)
+                status = _reap(pid, os.WNOHANG)
+        _kill_group(pid)
+        if status is None and not received.endswith(worker.END):
+            status = _reap(pid, 0)
+        while select.select([receive], [], [], 0)[0] and (chunk := os.read(receive, _CHUNK)):
+            received += chunk
+        os.close(receive)
+        if ended == "cancelled":
+            _read_line(self._requests)
+        answer = {
+            "ended": ended,
+            "status": status,
+            "seconds": time.monotonic() - started,
+            "lines": received.decode("utf-8", errors="replace").splitlines(),
+        }
+        try:
+            worker.say(self._answers, answer)
+        except BrokenPipeError:  # the client was killed: nobody waits for it
+            worker.exit_process(0)
+        if status is None:  # after the answer: unmapping so large a process takes milliseconds
+            _reap(pid, 0)
+
+    def _become_child(self, request: dict[str, Any], send: int, config: Any) -> None:
+        self._forked = True
+        os.setsid()  # a group of its own: what it leaves running is killed with it
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.close(self._requests)
+        os.close(self._relay)
+        # Captured output goes to files, which must not be the same as those of other runs.
+        capture = config.pluginmanager.getplugin("capturemanager")
+        capture.stop_global_capturing()
+        os.dup2(1, 2)  # a crash prints its trace there; the verdict says what happened
+        capture.start_global_capturing()
+        capture.suspend_global_capture()
+        config.option.impl = request["impl"]
+        config.option.kata_seed = request["seed"]
+        worker.limit_memory(request["memory_bytes"])
+        self._results.open(os.fdopen(send, "w", encoding="utf-8"))
+
+
+def _unprinted(*_: object, **__: object) -> str:
+    """Stand in for pytest's own account of a failure, which costs more than a fast kata's tests."""
+    return ""
+
+
+def _kind(request: dict[str, Any]) -> object:
+    """Return what two requests share that can run from the same collected tests."""
+    files = [Path(path) for path in request["collects"]]
+    stats = [path.stat() if path.exists() else None for path in files]
+    return request["arguments"], [stat and (stat.st_mtime_ns, stat.st_size) for stat in stats]
+
+
+def _wake_on_child_exit() -> int:
+    """Return a file descriptor that becomes readable when a child ends."""
+    receive, send = os.pipe()
+    os.set_blocking(send, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(send, warn_on_full_buffer=False)
+    return receive
+
+
+def _kill_group(leader: int) -> None:
+    for kill in (os.killpg, os.kill):  # the group is there once the child has called setsid
+        try:
+            kill(leader, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+def _reap(pid: int, flags: int) -> int | None:
+    ended, status = os.waitpid(pid, flags)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
+def _read_line(descriptor: int) -> bytes:
+    """Read one line byte by byte: select() does not see what a buffered reader holds back."""
+    line = bytearray()
+    while byte := os.read(descriptor, 1):
+        line += byte
+        if byte == b"\n":
+            break
+    return bytes(line)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BrokenPipeError:  # the client was killed: nobody is left to answer
+        worker.exit_process(0)

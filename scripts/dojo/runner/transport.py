@@ -1,0 +1,127 @@
+"""Two ways to get a request run in a process of its own: forked from a warm one, or cold."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, Protocol
+
+from dojo.errors import DojoError
+from dojo.project import Project
+
+
+class Transport(Protocol):
+    """Takes one request at a time; the answer has `ended`, `status`, `seconds` and `lines`."""
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run the request and return what came of it."""
+
+    def cancel(self) -> None:
+        """End the request under way, if there is one; from any thread."""
+
+    def close(self) -> None:
+        """End every process."""
+
+
+class Warm:
+    """Asks a process that has torch and pytest imported, and forks for every request."""
+
+    def __init__(self, project: Project) -> None:
+        """Start the process; it gets ready while the caller goes on."""
+        self.process = _start("dojo.runner.forkserver", project)
+        self._ready = False
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run the request and return what came of it."""
+        assert self.process.stdout is not None
+        if not self._ready:
+            if b"ready" not in self.process.stdout.readline():
+                raise DojoError("the test runner did not start; scripts/test.sh shows why")
+            self._ready = True
+        self._send(request)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise DojoError("the test runner ended unexpectedly; run the command again")
+        parsed: dict[str, Any] = json.loads(answer)
+        return parsed
+
+    def cancel(self) -> None:
+        """End the request under way, if there is one."""
+        with contextlib.suppress(DojoError):
+            self._send({"cancel": True})
+
+    def close(self) -> None:
+        """End the process and its forks: it stops when its input does."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        if not self._ready:  # it would import torch to the end first, and has no forks yet
+            self.process.kill()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self.process.stdin.flush()
+        except (BrokenPipeError, ValueError):  # it died, or was closed by another thread
+            raise DojoError("the test runner has ended; run the command again") from None
+
+
+class Cold:
+    """Starts a fresh process for every request."""
+
+    def __init__(self, project: Project) -> None:
+        """Start nothing yet."""
+        self._project = project
+        self._process: subprocess.Popen[bytes] | None = None
+        self._cancelled = threading.Event()
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run the request and return what came of it."""
+        started = time.monotonic()
+        self._cancelled.clear()
+        self._process = _start("dojo.runner.worker", self._project, stderr=subprocess.DEVNULL)
+        ended = None
+        try:
+            output, _ = self._process.communicate(
+                json.dumps(request).encode() + b"\n", timeout=request["run_seconds"]
+            )
+        except subprocess.TimeoutExpired:
+            ended = "timeout"
+            self._process.kill()
+            output, _ = self._process.communicate()
+        return {
+            "ended": "cancelled" if self._cancelled.is_set() else ended,
+            "status": self._process.returncode,
+            "seconds": time.monotonic() - started,
+            "lines": output.decode("utf-8", errors="replace").splitlines(),
+        }
+
+    def cancel(self) -> None:
+        """End the request under way, if there is one."""
+        if self._process is not None and self._process.poll() is None:
+            self._cancelled.set()
+            self._process.kill()
+
+    def close(self) -> None:
+        """End the process, if one runs."""
+        self.cancel()
+
+
+def _start(module: str, project: Project, stderr: int | None = None) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env={**os.environ, "PYTHONPATH": str(project.root / "scripts")},
+        cwd=project.root,
+        # Ctrl-C is for the program in front, which ends these by closing their input.
+        start_new_session=True,
+    )

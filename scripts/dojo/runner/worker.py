@@ -1,0 +1,121 @@
+"""The process that a kata's tests run in: runs pytest and sends structured results.
+
+`dojo.runner.forkserver` forks it from a warm process. Where that is not to be had,
+`python -m dojo.runner.worker` is the same from a cold start: one request as JSON on standard
+input, results on standard output.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from dojo.testrun.device import has_gpu
+
+END = b'{"end": true}\n'
+
+# Kept, since the code under test may replace it. It ends the process without Python's own
+# farewell, which would wait for threads left running.
+exit_process = os._exit
+
+
+def main() -> None:
+    """Run one request from standard input."""
+    request = json.loads(sys.stdin.readline())
+    results = Results()
+    results.open(silenced_output())
+    try:
+        limit_memory(request["memory_bytes"])
+        enter(request)
+        import pytest
+
+        which = [f"--impl={request['impl']}", f"--kata-seed={request['seed']}"]
+        results.finish(pytest.main([*request["arguments"], *which], plugins=[results]))
+    except BaseException:
+        exit_process(70)
+    exit_process(0)
+
+
+def enter(request: dict[str, Any]) -> None:
+    """Take on the environment and the folder that the request asks for."""
+    os.environ.update(request["environment"])
+    os.chdir(request["root"])
+
+
+def silenced_output() -> TextIO:
+    """Return standard output for results, and send what anything else prints to nowhere."""
+    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.close(nothing)
+    return results
+
+
+def say(file: TextIO, message: dict[str, Any]) -> None:
+    """Send one message as a line of JSON."""
+    file.write(json.dumps(message) + "\n")
+    file.flush()
+
+
+class Results:
+    """A pytest plugin that sends each kata test's result as it comes.
+
+    What comes before `open` is kept, and sent then.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.kept: list[str] = []
+        self._file: TextIO | None = None
+
+    def open(self, file: TextIO) -> None:
+        """Send to this file from now on."""
+        self._file = file
+        for line in self.kept:
+            file.write(line + "\n")
+
+    def finish(self, exit_code: int) -> None:
+        """Send pytest's exit code, as the last message."""
+        self._say({"exit": int(exit_code)})
+        if self._file is not None:
+            self._file.write(END.decode())
+            self._file.flush()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Send a test's result."""
+        if hasattr(report, "kata"):
+            self._say({"test": report.kata["result"]})
+
+    def pytest_collectreport(self, report: Any) -> None:
+        """Send why a test file could not be collected, or was skipped."""
+        if report.failed:
+            self._say({"problem": str(report.longrepr)})
+        elif report.skipped:
+            self._say({"problem": report.longrepr[2].removeprefix("Skipped: ")})
+
+    def pytest_internalerror(self, excrepr: Any) -> None:
+        """Send the last line of what went wrong inside pytest."""
+        self._say({"problem": str(excrepr).strip().splitlines()[-1]})
+
+    def _say(self, message: dict[str, Any]) -> None:
+        if self._file is None:
+            self.kept.append(json.dumps(message))
+        else:
+            say(self._file, message)
+
+
+def limit_memory(extra: int) -> None:
+    """Cap the address space a bit above what the process has mapped already."""
+    statm = Path("/proc/self/statm")
+    # Elsewhere RLIMIT_AS is missing, not kept, or cannot be measured. CUDA maps more than it uses.
+    if statm.exists() and not has_gpu():
+        import resource
+
+        mapped = int(statm.read_text().split()[0]) * resource.getpagesize()
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + extra, hard))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What runs inside pytest, and what it says."""

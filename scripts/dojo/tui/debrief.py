@@ -1,0 +1,53 @@
+"""The debrief: what the learner changed beside what was planted."""
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Container, VerticalScroll
+from textual.screen import Screen
+from textual.widgets import Footer, Static
+
+from dojo.practice.debrief import Debrief
+from dojo.tui.diff import diff_text
+from dojo.tui.lines import indented
+from dojo.wording.debriefs import bug_lines, outcome_line
+
+
+class DebriefScreen(Screen[bool]):
+    """How a kata went; `hidden` in an interview, whose report comes at the end."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        ("enter", "go_on(True)", "go on"),
+        ("q", "go_on(False)", "quit"),
+    ]
+
+    def __init__(self, debrief: Debrief, *, more: bool, hidden: bool) -> None:
+        """Show a debrief; `more` katas are to come, or none."""
+        super().__init__()
+        self._debrief = debrief
+        self._more = more
+        self._hidden = hidden
+
+    def compose(self) -> ComposeResult:
+        """Lay out the outcome above, the changes beside the bugs."""
+        name = self._debrief.kata.name
+        coming = "Enter goes on to the next kata." if self._more else "Enter ends the session."
+        if self._hidden:
+            yield Static(f"{name} is over. The clock stands. {coming}", id="outcome")
+        else:
+            yield Static(f"{name}: {outcome_line(self._debrief)}. {coming}", id="outcome")
+            with Container(id="panes"):
+                with VerticalScroll(id="changes") as changes:
+                    changes.border_title = "what you changed"
+                    diff = self._debrief.diff
+                    yield Static(diff_text(diff) if diff else "nothing")
+                with VerticalScroll(id="bugs") as bugs:
+                    bugs.border_title = "what was planted"
+                    lines = bug_lines(self._debrief, width=None)
+                    yield Static(indented(lines, bold=("[",)))
+        yield Footer()
+
+    def action_go_on(self, go_on: bool) -> None:
+        """Go on with the session, or leave it here."""
+        self.dismiss(go_on)

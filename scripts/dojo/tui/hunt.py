@@ -1,0 +1,184 @@
+"""The hunt: brief, clock, the verdict of every save, and keys."""
+
+from typing import ClassVar
+
+from rich.console import Group
+from rich.text import Text
+from textual import work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container, Horizontal, VerticalScroll
+from textual.message import Message
+from textual.screen import Screen
+from textual.widgets import Footer, Markdown, Static
+from textual.worker import get_current_worker
+
+from dojo.errors import DojoError
+from dojo.history.sessions import Ending
+from dojo.learner.watcher import Event, Judged, Started, watching
+from dojo.practice.debrief import HINT_COSTS
+from dojo.practice.session import Round
+from dojo.runner.runner import Runner
+from dojo.testrun.results import RunResult
+from dojo.tui.confirm import Confirm
+from dojo.tui.diff import diff_text
+from dojo.tui.lines import indented
+from dojo.wording.quantities import minutes
+from dojo.wording.runs import run_lines
+from dojo.wording.welcome import planted_line, welcome_lines
+
+_TICK_SECONDS = 0.25
+_LATE_SECONDS = 60
+
+
+class HuntScreen(Screen[Ending | None]):
+    """One kata against the clock. Its result is how it ended; none if the session is left."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("h", "hint", f"hint (-{HINT_COSTS})"),
+        Binding("d", "diff", "diff"),
+        Binding("p", "pause", "pause"),
+        Binding("s", "skip", "skip"),
+        Binding("r", "reveal", "reveal"),
+        Binding("q", "app.leave", "quit"),
+        Binding("tab", "app.focus_next", "scroll", show=False),
+    ]
+
+    class Happened(Message):
+        """The watcher saw something."""
+
+        def __init__(self, event: Event | DojoError) -> None:
+            """Carry what it saw."""
+            super().__init__()
+            self.event = event
+
+    def __init__(self, round_: Round, runner: Runner) -> None:
+        """Show a round that has begun."""
+        super().__init__()
+        self._round = round_
+        self._runner = runner
+        self._tests: Group | Text = Text("the tests are getting ready ...")
+        self._shows_diff = False
+
+    def compose(self) -> ComposeResult:
+        """Lay out the clock, the brief beside the verdict, the notes and the keys."""
+        kata = self._round.kata
+        with Horizontal(id="status"):
+            yield Static(f"{kata.name}: {planted_line(self._round)}", id="kata")
+            yield Static(id="clock")
+        with Container(id="panes"):
+            with VerticalScroll(id="brief") as brief:
+                brief.border_title = "brief"
+                yield Markdown(kata.brief.read_text(encoding="utf-8"), open_links=False)
+            with VerticalScroll(id="verdict") as verdict:
+                verdict.border_title = "tests"
+                yield Static(self._tests, id="lines")
+        yield Static(Text("\n".join(welcome_lines(self._round))), id="note")
+        yield Footer()
+
+    def on_mount(self) -> None:
+        """Start the clock on the screen, and follow the saves."""
+        self._show_clock()
+        self.set_interval(_TICK_SECONDS, self._show_clock)
+        self._follow()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Leave out the key for hints where there are none."""
+        return not (action == "hint" and self._round.interview)
+
+    @work(thread=True)
+    def _follow(self) -> None:
+        worker = get_current_worker()
+        try:
+            with watching(self._round.kata, self._runner) as watcher:
+                for event in watcher.events(_TICK_SECONDS):
+                    if worker.is_cancelled:
+                        return
+                    if isinstance(event, Started | Judged):
+                        self.post_message(self.Happened(event))
+        except DojoError as error:
+            self.post_message(self.Happened(error))
+
+    def on_hunt_screen_happened(self, message: Happened) -> None:
+        """Take what the watcher saw to the round, and to the screen."""
+        event = message.event
+        verdict = self.query_one("#verdict")
+        if isinstance(event, Started):
+            self._round.run_started()
+            verdict.border_subtitle = "running ..."
+        elif isinstance(event, Judged):
+            verdict.border_subtitle = f"revision {event.result.revision}"
+            self._show_run(event.result)
+        elif isinstance(event, DojoError):
+            self._note(str(event))
+
+    def action_hint(self) -> None:
+        """Give the next hint."""
+        self._note(self._round.hint())
+
+    def action_diff(self) -> None:
+        """Show what the learner has changed, in place of the tests; then the tests again."""
+        if self._shows_diff:
+            self._show_tests()
+            return
+        diff = self._round.player.diff_from_planted()
+        self._shows_diff = True
+        self._show("what you changed", diff_text(diff) if diff else Text("nothing yet"))
+
+    def action_pause(self) -> None:
+        """Stop the clock, or let it go on."""
+        stands = self._round.toggle_pause()
+        self._note("The clock stands; p or a save lets it go on." if stands else "")
+        self._show_clock()
+
+    def action_skip(self) -> None:
+        """Leave this kata for good, once that is confirmed."""
+        self._confirm("Skip this kata?", Ending.SKIPPED)
+
+    def action_reveal(self) -> None:
+        """Show the answer, which ends this kata, once that is confirmed."""
+        self._confirm("Show the answer? It ends this kata.", Ending.REVEALED)
+
+    def _confirm(self, question: str, ending: Ending) -> None:
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self.dismiss(ending)
+
+        self.app.push_screen(Confirm(question), answered)
+
+    def _show_run(self, result: RunResult) -> None:
+        judgement = self._round.judge(result)
+        if judgement.solved:
+            self._finish(Ending.SOLVED)
+            return
+        name = self._round.kata.name
+        lines = run_lines(name, result, judgement, names=self._round.names_shown)
+        self._tests = indented(lines, bold=("  fails", name))
+        self._show_tests()
+
+    def _show_tests(self) -> None:
+        self._shows_diff = False
+        self._show("tests", self._tests)
+
+    def _show(self, title: str, content: Group | Text) -> None:
+        verdict = self.query_one("#verdict")
+        verdict.border_title = title
+        verdict.scroll_home(animate=False)
+        self.query_one("#lines", Static).update(content)
+
+    def _show_clock(self) -> None:
+        left = self._round.remaining()
+        clock = self.query_one("#clock", Static)
+        clock.update(("paused " if self._round.paused else "") + minutes(left))
+        self.query_one("#status").set_class(left <= _LATE_SECONDS, "late")
+        if left <= 0:
+            self._finish(Ending.MISSED)
+
+    def _finish(self, ending: Ending) -> None:
+        """End the kata, also under a question that is not answered yet."""
+        while self.app.screen is not self:
+            self.app.pop_screen()
+        self.dismiss(ending)
+
+    def _note(self, text: str) -> None:
+        self.query_one("#note", Static).update(Text(text))

@@ -1,0 +1,1 @@
+"""Proves that a kata's tests can be trusted."""

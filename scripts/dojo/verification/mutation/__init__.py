@@ -1,0 +1,1 @@
+"""Mutants of the references: made, judged, and chosen as fresh bugs."""

@@ -1,0 +1,107 @@
+"""Whether a kata's tests catch the mutants of its reference."""
+
+import random
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from dojo.kata.catalogue import Equivalent, Kata
+from dojo.runner.pool import Pool
+from dojo.runner.runner import Runner
+from dojo.testrun.limits import Limits
+from dojo.testrun.results import Status
+from dojo.verification.mutation.mutants import Mutant, mutants
+from dojo.verification.mutation.result_store import Trial, Trials
+
+# A mutant may loop for ever, so it gets little time; a reference's test takes milliseconds.
+LIMITS = Limits(test_seconds=3.0, run_seconds=20.0)
+FIRST_SEED, SECOND_SEED = 0, 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """A mutant to judge, under a seed; where trials are kept, a known one is not run again.
+
+    The first failure tells that it is caught; `whole` runs all tests, to tell how.
+    """
+
+    kata: Kata
+    mutant: Mutant
+    seed: int = FIRST_SEED
+    trials: Trials | None = None
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A mutant and what became of it."""
+
+    kata: Kata
+    mutant: Mutant
+    trial: Trial
+
+    @property
+    def verdict(self) -> str:
+        """Return caught, survived, equivalent or invalid."""
+        survived = self.trial.verdict == "survived"
+        return "equivalent" if survived and self.equivalent else self.trial.verdict
+
+    @property
+    def equivalent(self) -> Equivalent | None:
+        """Return the entry of `kata.toml` that says why no test can catch it, if there is one."""
+        before, after = _bare(self.mutant.before), _bare(self.mutant.after)
+        for listed in self.kata.equivalents:
+            if _bare(listed.before) == before and _bare(listed.after) in ("*", after):
+                return listed
+        return None
+
+
+def _bare(lines: str) -> str:
+    """Leave out blanks, which operators set in ways of their own."""
+    return "".join(lines.split())
+
+
+def all_mutants(kata: Kata) -> list[Mutant]:
+    """Return every mutant of the kata's reference."""
+    return list(mutants(kata.correct_source))
+
+
+def sample(kata: Kata, count: int) -> list[Mutant]:
+    """Draw mutants of the kata's reference; always the same ones."""
+    return list(islice(mutants(kata.correct_source, random.Random(kata.name)), count))
+
+
+def judge(kata: Kata, pool: Pool) -> Iterator[Judged]:
+    """Run the kata's tests against every mutant of its reference."""
+    return judge_each((Job(kata, mutant) for mutant in mutants(kata.correct_source)), pool)
+
+
+def judge_each(jobs: Iterable[Job], pool: Pool) -> Iterator[Judged]:
+    """Judge mutants, of any katas, in order; each trial is kept as soon as it ends."""
+    with tempfile.TemporaryDirectory(prefix="kata-mutants-") as folder:
+
+        def work(runner: Runner, job: Job) -> Judged | None:
+            trial = _trial(runner, job, Path(folder))
+            return Judged(job.kata, job.mutant, trial) if trial else None
+
+        for judged in pool.map(work, jobs):
+            if judged:
+                yield judged
+
+
+def _trial(runner: Runner, job: Job, folder: Path) -> Trial | None:
+    known = job.trials and job.trials.get(job.mutant.key, job.seed, job.whole)
+    if known:
+        return known
+    path = folder / f"{job.kata.name}_{job.mutant.key}.py"
+    path.write_text(job.mutant.source, encoding="utf-8")
+    result = runner.run(job.kata, str(path), job.seed, first_failure=not job.whole)
+    path.unlink()
+    if result.status is Status.CANCELLED:  # whoever asked has gone
+        return None
+    trial = Trial.of(job.mutant.key, job.seed, job.whole, result)
+    if job.trials:
+        job.trials.add(trial)
+    return trial

@@ -1,0 +1,62 @@
+"""Puts debriefs into words: one kata's for its end, and a session's as a page to share."""
+
+from collections.abc import Sequence
+
+from dojo.history.sessions import Ending, Session
+from dojo.practice.debrief import Debrief
+from dojo.wording.quantities import count, minutes
+from dojo.wording.runs import STORY_WIDTH, story_lines
+
+_ENDINGS = {
+    Ending.SOLVED: "solved",
+    Ending.MISSED: "time was up",
+    Ending.REVEALED: "revealed",
+    Ending.SKIPPED: "skipped",
+}
+
+
+def outcome_line(debrief: Debrief) -> str:
+    """Return how a kata went, on one line."""
+    return (
+        f"{_ENDINGS[debrief.ending]}, {minutes(debrief.spent)} of {minutes(debrief.budget)}, "
+        f"{count(debrief.runs, 'run')}, {count(debrief.hints, 'hint')}, "
+        f"{debrief.score} points of 100"
+    )
+
+
+def bug_lines(debrief: Debrief, width: int | None = STORY_WIDTH) -> list[str]:
+    """Return each planted bug's story, those that were fixed marked so."""
+    lines = []
+    for bug in debrief.planted:
+        mark = "fixed" if bug.id in debrief.gone else "missed"
+        first, *rest = story_lines(bug, width)
+        lines += ["", f"[{mark}] {first}", *rest]
+    return lines[1:]
+
+
+def session_markdown(session: Session, debriefs: Sequence[Debrief]) -> str:
+    """Return a whole session as a page of Markdown that can be shared."""
+    title = "Interview" if session.interview else "Practice session"
+    average = round(sum(item.score for item in debriefs) / len(debriefs)) if debriefs else 0
+    lines = [
+        f"# {title}, {session.started_at.astimezone():%d %B %Y, %H:%M}",
+        "",
+        f"{count(len(debriefs), 'kata')}, {average} points of 100 on average",
+        "",
+        "| kata | level | outcome | time | of | bugs fixed | runs | hints | points |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {item.kata.name} | {item.kata.level} | {_ENDINGS[item.ending]} "
+        f"| {minutes(item.spent)} | {minutes(item.budget)} "
+        f"| {len(item.gone)} of {len(item.planted)} | {item.runs} | {item.hints} | {item.score} |"
+        for item in debriefs
+    ]
+    for item in debriefs:
+        lines += ["", f"## {item.kata.name}", ""]
+        for bug in item.planted:
+            mark = "fixed" if bug.id in item.gone else "missed"
+            lines.append(f"- {mark}: {bug.title}. {bug.why}")
+        if item.diff:
+            lines += ["", "```diff", item.diff.rstrip("\n"), "```"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,61 @@
+"""Puts a run of a kata's tests into a few lines for a person."""
+
+import difflib
+import textwrap
+
+from dojo.kata.catalogue import FRESH, Bug
+from dojo.learner.player import Judgement
+from dojo.pytest_plugin.reporter import summarise
+from dojo.testrun.results import Outcome, RunResult, TestResult
+
+STORY_WIDTH = 88
+
+_SHOWN = 5  # failing tests spelt out; more would scroll the first, and best, off the screen
+
+
+def run_lines(
+    name: str, result: RunResult, judgement: Judgement, *, names: bool = True
+) -> list[str]:
+    """Return the failing tests with their first message each, and the verdict.
+
+    Without `names` it says how many fail, and no more.
+    """
+    if not result.whole:
+        return [f"{name}: no verdict: {result.detail}"]
+    failing: dict[str, list[TestResult]] = {}
+    for test in result.tests:
+        if test.outcome in (Outcome.FAILED, Outcome.TIMEOUT):
+            failing.setdefault(test.function, []).append(test)
+    lines = []
+    if not names and not judgement.solved:
+        failed = sum(map(len, failing.values()))
+        return [f"  {failed} of {len(result.tests)} tests fail; which, once half the time is gone"]
+    for function, tests in list(failing.items())[:_SHOWN]:
+        cases = sum(test.function == function for test in result.tests)
+        count = f" ({len(tests)} of {cases} cases)" if cases > 1 else ""
+        lines.append(f"  fails: {function}{count}")
+        lines.extend(f"      {line}" for line in tests[0].message.splitlines()[:3])
+    if len(failing) > _SHOWN:
+        lines.append(f"  and {len(failing) - _SHOWN} more test functions fail")
+    failed = sum(map(len, failing.values()))
+    lines.append(f"  {failed} of {len(result.tests)} tests fail, {result.seconds:.2f} s")
+    lines.append(summarise(judgement, name))
+    return lines
+
+
+def story_lines(bug: Bug, width: int | None = STORY_WIDTH) -> list[str]:
+    """Return a bug's title, what it does, where it was seen; of a fresh one, what it changed.
+
+    The story is wrapped, unless there is no width to wrap it to.
+    """
+    story = " ".join(bug.why.split())
+    lines = [bug.title]
+    lines += [f"  {line}" for line in (textwrap.wrap(story, width - 2) if width else [story])]
+    if bug.id.startswith(FRESH):
+        lines += ["  what was changed:", *_changed(bug)]
+    return lines + [f"  seen in: {link}" for link in bug.seen_in]
+
+
+def _changed(bug: Bug) -> list[str]:
+    old, new = bug.find.splitlines(), bug.replace.splitlines()
+    return [f"    {line}" for line in difflib.ndiff(old, new) if line[0] in "-+"]

@@ -1,0 +1,26 @@
+"""What is said of a kata as its round begins, whatever the interface."""
+
+from dojo.practice.debrief import HINT_COSTS
+from dojo.practice.session import Round, last_time
+from dojo.wording.quantities import count, minutes
+
+
+def welcome_lines(round_: Round) -> list[str]:
+    """Return where to edit, what a hint costs, how it went last time, and what is kept."""
+    kata = round_.kata
+    lines = [f"Edit and save {kata.botched}"]
+    if not round_.interview:
+        lines.append(f"A hint costs {HINT_COSTS} points of 100.")
+    before = last_time(round_.player.history, kata.name)
+    if before:
+        seconds, hints = before
+        lines.append(f"Last time: {minutes(seconds)}, {count(hints, 'hint')}.")
+    if round_.kept:
+        lines.append(f"Your earlier text is kept: scripts/undo.sh {kata.name}")
+    return lines
+
+
+def planted_line(round_: Round) -> str:
+    """Return how many bugs there are to find."""
+    count = len(round_.player.planted())
+    return "1 bug is planted" if count == 1 else f"{count} bugs are planted"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dojo.kata import catalogue
+from dojo.kata import kata_toml
 from dojo.project import Project
 from dojo.runner.runner import Runner
 from dojo.testrun.limits import Limits
@@ -96,14 +96,14 @@ def project(tmp_path) -> Project:
     """
     copy = REAL.copied_to(tmp_path / "checkout")
     write_kata(copy.katas / "01_scale")
-    kata = catalogue.load(copy.katas / "01_scale")
+    kata = kata_toml.load(copy.katas / "01_scale")
     kata.botched.write_text(kata.planted_source(kata.default))
     return copy
 
 
 @pytest.fixture
 def kata(project):
-    return catalogue.load(project.katas / "01_scale")
+    return kata_toml.load(project.katas / "01_scale")
 
 
 @pytest.fixture

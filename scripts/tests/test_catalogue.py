@@ -1,8 +1,7 @@
 import pytest
 
-from dojo.errors import DojoError
-from dojo.kata import catalogue
-from dojo.kata.catalogue import CatalogueError
+from dojo.errors import CatalogueError, DojoError
+from dojo.kata import catalogue, kata_toml
 from dojo.project import Project
 
 
@@ -46,7 +45,7 @@ def test_a_malformed_kata_is_refused_with_file_and_reason(project, old, new, rea
     path = project.katas / "01_scale" / "kata.toml"
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(CatalogueError, match=reason) as refusal:
-        catalogue.load(path.parent)
+        kata_toml.load(path.parent)
     assert str(path) in str(refusal.value)
 
 
@@ -55,14 +54,14 @@ def test_default_bugs_must_go_together(project):
     text = path.read_text().replace('"easy"', '"medium"')
     path.write_text(text.replace('["adds-factor"]', '["adds-factor", "divides"]'))
     with pytest.raises(CatalogueError, match="touch the same lines"):
-        catalogue.load(path.parent)
+        kata_toml.load(path.parent)
 
 
 @pytest.mark.parametrize(
     "folder", catalogue.kata_folders(Project.here()), ids=lambda folder: folder.name
 )
 def test_every_kata_of_the_project_is_well_formed(folder):
-    kata = catalogue.load(folder)
+    kata = kata_toml.load(folder)
     numbers = [f.name[:2] for f in catalogue.kata_folders(Project.here())]
     assert numbers.count(kata.name[:2]) == 1
     assert kata.topic in {

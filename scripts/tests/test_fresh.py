@@ -6,9 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from dojo.cli import main
-from dojo.kata import catalogue
-from dojo.kata.catalogue import CatalogueError
-from dojo.kata.fresh import fresh_bugs, fresh_path
+from dojo.errors import CatalogueError
+from dojo.kata import catalogue, kata_toml
 from dojo.kata.planting import conflict, plant
 from dojo.project import Project
 from dojo.testrun.results import test_functions
@@ -50,7 +49,7 @@ def fresh(kata):
         for one, killed_by in zip(good, tests, strict=True)
     ]
     assert selection.record(kata, chosen) == len(good) > 5
-    return catalogue.load(kata.folder)
+    return kata_toml.load(kata.folder)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +172,7 @@ def test_fresh_bugs_drawn_together_touch_other_lines_and_fail_other_tests(cli, k
     [
         (
             ["--fresh"],
-            "01_scale has no fresh bugs; `scripts/verify.sh --mutants 01_scale --record`",
+            "01_scale has no fresh bugs; scripts/verify.sh --mutants 01_scale --record",
         ),
         (["--fresh", "--bugs", "divides"], "give one kind"),
         (["--bugs", "fresh-nonsense"], "has no bug 'fresh-nonsense'"),
@@ -189,10 +188,9 @@ def test_what_cannot_be_planted_is_said(cli, kata, arguments, reason):
 
 @pytest.mark.parametrize("text", ["[{}]", "{", '[{"id": 3}]', "null"])
 def test_a_malformed_file_is_refused(kata, text):
-    fresh_path(kata).parent.mkdir(parents=True)
-    fresh_path(kata).write_text(text)
+    kata.fresh_file.write_text(text)
     with pytest.raises(CatalogueError, match="--record makes the file anew"):
-        fresh_bugs(kata)
+        _ = kata.fresh
 
 
 def test_bugs_of_another_reference_are_refused(cli, kata, fresh):
@@ -206,14 +204,14 @@ def test_bugs_of_another_reference_are_refused(cli, kata, fresh):
 
 def test_an_unknown_fresh_bug_in_the_state_is_as_good_as_none(cli, kata, project, fresh):
     cli("reset", "scale", "--bugs", fresh.fresh[0].id)
-    fresh_path(kata).unlink()
+    kata.fresh_file.unlink()
     assert cli("hint", "scale").output == "Hint 1 of 3: What does scale do?\n"
 
 
 @pytest.mark.parametrize("kata", catalogue.load_all(REAL), ids=lambda kata: kata.name)
 def test_every_kata_has_many_fresh_bugs_that_fit_it(kata):
     bugs = kata.fresh  # each of them stands once in the reference
-    assert len({bug.id for bug in bugs}) == len(bugs) >= (20 if kata.topic == "kernels" else 30)
+    assert len({bug.id for bug in bugs}) == len(bugs) >= (20 if kata.needs_triton else 30)
     assert len({plant(kata.correct_source, [bug]) for bug in bugs}) == len(bugs)
     for bug in bugs:
         assert bug.killed_by

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from dojo.cli import main
-from dojo.kata.catalogue import Equivalent
+from dojo.kata.kata import Equivalent
 from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner
 from dojo.testrun.loading import load_module

@@ -72,7 +72,7 @@ def two_katas(project, kata):
     """01_scale and a medium kata of another topic, 02_rope."""
     shutil.copytree(kata.folder, project.katas / "02_rope")
     path = project.katas / "02_rope" / "kata.toml"
-    text = path.read_text().replace('topic = "layers"', 'topic = "positions"')
+    text = path.read_text().replace('topic = "layers"', 'topic = "convolution"')
     text = text.replace('level = "easy"', 'level = "medium"')
     path.write_text(text.replace('["adds-factor"]', '["divides", "subtracts-offset"]'))
     return catalogue.load_all(project)
@@ -91,7 +91,7 @@ def test_katas_are_counted_by_topic_and_level_and_removed_ones_by_name(past, two
     past.attempt(at(1), "02_rope", revealed_at=at(1, 13), solved_at=at(1, 14))  # too late
     past.attempt(at(2), "77_renamed", solved_at=at(2, 13))
     stats = gather(past.history, two_katas, TODAY, UTC)
-    assert stats.topics == (Solved("layers", 1, 1), Solved("positions", 0, 1))
+    assert stats.topics == (Solved("layers", 1, 1), Solved("convolution", 0, 1))
     assert stats.levels == (Solved("easy", 1, 1), Solved("medium", 0, 1))
     assert stats.removed == ("77_renamed",)
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from statistics import median
 
 from dojo.errors import DojoError
-from dojo.kata import catalogue
-from dojo.kata.catalogue import Kata
+from dojo.kata import kata_toml
+from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.runner.pool import Pool, runner_pool
 from dojo.runner.runner import Runner
@@ -54,7 +54,7 @@ def copied(project: Project, name: str) -> Iterator[tuple[Project, Kata]]:
     """Yield a copy of the project that has one kata, planted with its default bugs."""
     with tempfile.TemporaryDirectory(prefix="kata-bench-") as folder:
         copy = project.copied_to(Path(folder).resolve(), f"katas/{name}")
-        kata = catalogue.load(copy.katas / name)
+        kata = kata_toml.load(copy.katas / name)
         kata.botched.write_text(kata.planted_source(kata.default), encoding="utf-8")
         yield copy, kata
 

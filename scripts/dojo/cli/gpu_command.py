@@ -23,7 +23,7 @@ def command(project: Project, names: tuple[str, ...], readme: bool) -> None:
     Example: kata gpu softmax
     Exit status: 0 all tests pass, 1 some fail or there is no GPU.
     """
-    katas = [kata for kata in catalogue.named(project, names) if kata.topic == "kernels"]
+    katas = [kata for kata in catalogue.named(project, names) if kata.needs_triton]
     if not has_gpu():
         raise DojoError(
             "no CUDA device is here; pytest katas/31_triton_softmax runs on a CPU all the same"

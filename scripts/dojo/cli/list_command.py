@@ -6,10 +6,11 @@ from datetime import date, datetime
 import click
 
 from dojo.cli.table import render
+from dojo.errors import CatalogueError
 from dojo.history.history import History
 from dojo.history.sessions import Sessions
-from dojo.kata import catalogue
-from dojo.kata.catalogue import CatalogueError, Kata
+from dojo.kata import catalogue, kata_toml
+from dojo.kata.kata import Kata
 from dojo.practice import scheduler
 from dojo.project import Project
 
@@ -34,7 +35,7 @@ def command(project: Project, markdown: bool) -> None:
     malformed = []
     for folder in catalogue.kata_folders(project):
         try:
-            kata = catalogue.load(folder)
+            kata = kata_toml.load(folder)
         except CatalogueError as error:
             malformed.append(str(error))
             continue

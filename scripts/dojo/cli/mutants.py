@@ -8,7 +8,7 @@ import click
 
 from dojo.cli.progress import Progress
 from dojo.cli.table import render
-from dojo.kata.catalogue import Kata
+from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.runner.pool import Pool, runner_pool
 from dojo.verification.mutation.campaign import MutationRun

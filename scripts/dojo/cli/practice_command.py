@@ -11,7 +11,7 @@ from dojo.errors import DojoError
 from dojo.files import write_atomically
 from dojo.history.history import History
 from dojo.kata import catalogue
-from dojo.kata.catalogue import LEVELS
+from dojo.kata.kata import Level, Topic
 from dojo.practice import session
 from dojo.practice.planning import DEFAULT_MINUTES, Wishes, plan
 from dojo.practice.session import Practice, Standing
@@ -33,8 +33,8 @@ Lead = Callable[[Practice, Runner], bool]
     help=f"For all katas together. Default: {DEFAULT_MINUTES:g}, or the named katas' own time.",
 )
 @click.option("--katas", "count", type=click.IntRange(min=1), help="How many katas to choose.")
-@click.option("--topic", help="Choose katas of this topic; scripts/list.sh shows them.")
-@click.option("--level", type=click.Choice(list(LEVELS)), help="Choose katas of this level.")
+@click.option("--topic", type=click.Choice(list(Topic)), help="Choose katas of this topic.")
+@click.option("--level", type=click.Choice(list(Level)), help="Choose katas of this level.")
 @click.option("--seed", type=int, metavar="S", help="The same katas and bugs for everyone.")
 @click.option("--gpu", is_flag=True, help="Kernel katas, with bugs that only a GPU shows.")
 @click.option("--fresh", is_flag=True, help="Bugs that are in no catalogue.")

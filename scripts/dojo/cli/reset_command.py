@@ -5,9 +5,8 @@ import secrets
 import click
 
 from dojo.kata import catalogue
-from dojo.kata.catalogue import Kata
 from dojo.kata.drawing import draw_bugs
-from dojo.kata.fresh import some_fresh_bugs
+from dojo.kata.kata import Kata
 from dojo.learner.player import open_player
 from dojo.project import Project
 from dojo.wording.quantities import count as counted
@@ -65,7 +64,7 @@ def _choose(
     if count is None and seed is None:
         return kata.default
     number = len(kata.default) if count is None else count
-    return draw_bugs(kata, number, seed, some_fresh_bugs(kata) if fresh else None)
+    return draw_bugs(kata, number, seed, kata.some_fresh() if fresh else None)
 
 
 def _reset(project: Project, kata: Kata, bug_ids: tuple[str, ...], note: str) -> None:

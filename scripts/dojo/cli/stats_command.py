@@ -10,11 +10,12 @@ import click
 
 from dojo.cli import output
 from dojo.cli.table import render
+from dojo.errors import CatalogueError
 from dojo.history.history import History
 from dojo.history.misses import Missed
 from dojo.history.statistics import Solved, Stats, Times, gather
-from dojo.kata import catalogue
-from dojo.kata.catalogue import CatalogueError, Kata
+from dojo.kata import catalogue, kata_toml
+from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.wording.quantities import clock, count, duration
 
@@ -79,7 +80,7 @@ def _well_formed(project: Project) -> list[Kata]:
     katas = []
     for folder in catalogue.kata_folders(project):
         try:
-            katas.append(catalogue.load(folder))
+            katas.append(kata_toml.load(folder))
         except CatalogueError as error:
             click.secho(str(error), fg="red", err=True)
     return katas

@@ -11,7 +11,7 @@ import click
 from dojo.cli.table import render
 from dojo.errors import DojoError
 from dojo.kata import catalogue
-from dojo.kata.catalogue import Kata
+from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.runner.pool import runner_pool
 from dojo.testrun.device import has_gpu
@@ -29,7 +29,7 @@ from dojo.verification.bugs import Report, verify
     metavar="N",
     help="Try N mutants a kata (N / 4 of kernels), always the same, in place of every one.",
 )
-@click.option("--record", is_flag=True, help="Also write fixtures/fresh: the fresh bugs.")
+@click.option("--record", is_flag=True, help="Also write fresh.json: the fresh bugs.")
 @click.option(
     "--json",
     "json_file",
@@ -95,7 +95,7 @@ def playable(katas: Sequence[Kata]) -> list[Kata]:
     """Leave out the kernel katas where triton is missing, and say so."""
     if find_spec("triton"):
         return list(katas)
-    left_out = [kata.name for kata in katas if kata.topic == "kernels"]
+    left_out = [kata.name for kata in katas if kata.needs_triton]
     if left_out:
         click.echo(
             f"not checked, for triton is not installed here: {', '.join(left_out)}", err=True

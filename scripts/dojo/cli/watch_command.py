@@ -9,8 +9,8 @@ import click
 
 from dojo.cli.diff import colour_diff
 from dojo.cli.keys import key_presses
-from dojo.kata import catalogue
-from dojo.kata.catalogue import Kata
+from dojo.kata import catalogue, kata_toml
+from dojo.kata.kata import Kata
 from dojo.learner.player import Player, open_player
 from dojo.learner.watcher import Judged, Key, watching
 from dojo.project import Project
@@ -109,4 +109,4 @@ def _fit(line: str) -> str:
 def _following(project: Project, kata: Kata) -> Kata | None:
     folders = catalogue.kata_folders(project)
     later = [folder for folder in folders if folder.name > kata.name]
-    return catalogue.load(later[0]) if later else None
+    return kata_toml.load(later[0]) if later else None

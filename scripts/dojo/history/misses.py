@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dojo.errors import DojoError
 from dojo.history.history import History
 from dojo.history.sessions import Ending, Exercise
-from dojo.kata.catalogue import Kata
+from dojo.kata.kata import Kata
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dojo.history.database import Database, moment
 from dojo.history.history import History
 from dojo.history.misses import Missed, missed_bugs
 from dojo.history.sessions import Ending, Exercise, Sessions
-from dojo.kata.catalogue import LEVELS, Kata
+from dojo.kata.kata import Kata
 
 _DAY = timedelta(days=1)
 
@@ -83,7 +83,7 @@ def gather(
     exercises = _ended(Sessions(history.database).exercises())
     days = _days(history.database, zone)
     current, longest = _streaks(days, today)
-    levels = sorted(katas, key=lambda kata: list(LEVELS).index(kata.level))
+    levels = sorted(katas, key=lambda kata: kata.level.rank)
     return Stats(
         today=today,
         topics=_solved([(kata.topic, kata.name in solved) for kata in katas]),

@@ -4,7 +4,8 @@ import random
 from collections.abc import Sequence
 
 from dojo.errors import DojoError
-from dojo.kata.catalogue import Bug, Kata
+from dojo.kata.bug import Bug
+from dojo.kata.kata import Kata
 from dojo.kata.planting import choose
 
 

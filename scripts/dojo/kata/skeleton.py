@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from dojo.errors import DojoError
-from dojo.kata import catalogue
+from dojo.kata import catalogue, kata_toml
 from dojo.project import Project
 
 _README = """\
@@ -36,7 +36,7 @@ def scale(x: Tensor, factor: float) -> Tensor:
 
 _TOML = """\
 title = "{title}"
-topic = "TODO"
+topic = "layers" # TODO: what it is about; an unknown one names those that there are
 level = "easy" # easy plants 1 bug, medium 2, hard 3 or more
 minutes = 10
 default = ["adds-factor"]
@@ -90,6 +90,6 @@ def create(project: Project, name: str) -> Path:
     }
     for file, text in files.items():
         (folder / file).write_text(text, encoding="utf-8")
-    kata = catalogue.load(folder)
+    kata = kata_toml.load(folder)
     kata.botched.write_text(kata.planted_source(kata.default), encoding="utf-8")
     return folder

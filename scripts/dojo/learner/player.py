@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from dojo.history.history import Attempt, History, Run
-from dojo.kata.catalogue import Bug, Kata
+from dojo.kata.bug import Bug
+from dojo.kata.kata import Kata
 from dojo.learner.workspace import Backup, Planting, Workspace
 from dojo.project import Project
 from dojo.testrun import results

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dojo.errors import DojoError
 from dojo.files import read_bytes
-from dojo.kata.catalogue import Kata
+from dojo.kata.kata import Kata
 from dojo.learner.saves import saves
 from dojo.runner.runner import Runner
 from dojo.testrun.results import RunResult, Status

@@ -8,7 +8,7 @@ from typing import Any
 
 from dojo.errors import DojoError
 from dojo.files import read_bytes, revision, write_atomically
-from dojo.kata.catalogue import Kata
+from dojo.kata.kata import Kata
 from dojo.project import Project
 
 

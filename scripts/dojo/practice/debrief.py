@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from dojo.history.sessions import Ending, Exercise
-from dojo.kata.catalogue import Bug, Kata
+from dojo.kata.bug import Bug
+from dojo.kata.kata import Kata
 from dojo.learner.player import Player
 
 HINT_COSTS = 10  # points of a hundred

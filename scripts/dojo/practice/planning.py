@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from dojo.errors import DojoError
 from dojo.history.history import History
 from dojo.history.sessions import Sessions
-from dojo.kata.catalogue import LEVELS, Bug, Kata
+from dojo.kata.bug import Bug
 from dojo.kata.drawing import draw_bugs
-from dojo.kata.fresh import some_fresh_bugs
+from dojo.kata.kata import Kata, Level
 from dojo.practice import scheduler
 from dojo.testrun.device import has_gpu
 
@@ -69,11 +69,11 @@ def choose_bugs(
     attempts = [] if wishes.seed is not None else history.attempts(kata.name)
     if not (attempts or wishes.fresh or wishes.interview or wishes.gpu or wishes.seed is not None):
         return kata.default
-    pool: Sequence[Bug] = some_fresh_bugs(kata) if wishes.fresh else kata.bugs
+    pool: Sequence[Bug] = kata.some_fresh() if wishes.fresh else kata.bugs
     pool = [bug for bug in pool if wishes.gpu or not bug.gpu]
     count = len(kata.default)
     if wishes.interview:
-        count = max(count, LEVELS["hard"][0])
+        count = max(count, Level.HARD.planted[0])
     met = [frozenset(attempt.planted) for attempt in attempts]
     drawn = [_draw(kata, pool, count, rng) for _ in range(30)]
     new = [bugs for bugs in drawn if frozenset(bugs) not in met]
@@ -98,8 +98,8 @@ def _candidates(katas: Sequence[Kata], wishes: Wishes) -> list[Kata]:
         for kata in katas
         if wishes.topic in (None, kata.topic)
         and wishes.level in (None, kata.level)
-        and (kata.topic == "kernels" if wishes.gpu else True)
-        and (kata.topic != "kernels" or find_spec("triton"))
+        and (kata.needs_triton if wishes.gpu else True)
+        and (not kata.needs_triton or find_spec("triton"))
         and (kata.fresh if wishes.fresh else True)
     ]
     if not found:
@@ -131,11 +131,10 @@ def _by_need(katas: list[Kata], history: History, wishes: Wishes, rng: random.Ra
     due = scheduler.due(sessions.exercises(), interview_on)
     now = datetime.now(UTC)
     solved = history.solved_katas()
-    levels = list(LEVELS)
 
     def need(kata: Kata) -> tuple[int, float]:
         if kata.name not in due:
-            return (2, 0.0) if kata.name in solved else (1, levels.index(kata.level))
+            return (2, 0.0) if kata.name in solved else (1, kata.level.rank)
         return (0 if due[kata.name] <= now else 2), due[kata.name].timestamp()
 
     return sorted(shuffled, key=need)

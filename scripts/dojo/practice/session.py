@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 from dojo.errors import DojoError
 from dojo.history.history import History, Run
 from dojo.history.sessions import Ending, Exercise, Session, Sessions
-from dojo.kata import catalogue
-from dojo.kata.catalogue import Kata
+from dojo.kata import kata_toml
+from dojo.kata.kata import Kata
 from dojo.learner.player import Judgement, Player, open_player
 from dojo.practice import scheduler
 from dojo.practice.debrief import Debrief, debrief
@@ -171,7 +171,7 @@ class Practice:
         """Yield each exercise with its kata, or None for a kata that has gone."""
         for exercise in self.exercises():
             folder = self._project.katas / exercise.kata
-            yield exercise, catalogue.load(folder) if folder.is_dir() else None
+            yield exercise, kata_toml.load(folder) if folder.is_dir() else None
 
     def standing(self) -> Standing | None:
         """Say where the session stands; None if there is nothing left of it."""

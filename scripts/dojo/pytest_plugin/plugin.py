@@ -21,7 +21,7 @@ import pytest
 
 from dojo.errors import DojoError
 from dojo.files import revision
-from dojo.kata.catalogue import load
+from dojo.kata.kata_toml import load
 from dojo.pytest_plugin import reporter
 from dojo.testrun import guards
 from dojo.testrun.device import has_gpu

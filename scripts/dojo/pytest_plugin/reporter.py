@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dojo.errors import DojoError
-from dojo.kata.catalogue import load
+from dojo.kata.kata_toml import load
 from dojo.learner.player import Judgement, open_player
 from dojo.project import Project
 from dojo.testrun.results import (

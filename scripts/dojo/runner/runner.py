@@ -8,7 +8,7 @@ import threading
 from types import TracebackType
 from typing import Any
 
-from dojo.kata.catalogue import Kata
+from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.runner.transport import Cold, Transport, Warm
 from dojo.testrun.limits import Limits

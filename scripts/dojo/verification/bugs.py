@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from dojo.kata.catalogue import Bug, Kata
+from dojo.kata.bug import Bug
+from dojo.kata.kata import Kata
 from dojo.kata.planting import choose, conflict
 from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner

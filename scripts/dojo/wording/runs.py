@@ -3,7 +3,7 @@
 import difflib
 import textwrap
 
-from dojo.kata.catalogue import FRESH, Bug
+from dojo.kata.bug import FRESH, Bug
 from dojo.learner.player import Judgement
 from dojo.pytest_plugin.reporter import summarise
 from dojo.testrun.results import Outcome, RunResult, TestResult

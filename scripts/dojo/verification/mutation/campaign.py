@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from dojo.kata.catalogue import Kata
+from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.runner.pool import Pool
 from dojo.verification.mutation import selection
@@ -70,4 +70,4 @@ class MutationRun:
 
 def _fair(kata: Kata, size: int) -> int:
     # An interpreted kernel takes about four times as long as torch's own.
-    return -(-size // 4) if kata.topic == "kernels" else size
+    return -(-size // 4) if kata.needs_triton else size

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from dojo.kata.catalogue import Equivalent, Kata
+from dojo.kata.kata import Equivalent, Kata
 from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner
 from dojo.testrun.limits import Limits

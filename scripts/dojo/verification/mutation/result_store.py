@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dojo.files import read_bytes, revision, write_atomically
-from dojo.kata.catalogue import Kata
+from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.testrun.results import Outcome, RunResult, Status, failing_functions
 

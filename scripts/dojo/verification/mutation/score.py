@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from dojo.kata.catalogue import CatalogueError, Kata
+from dojo.errors import CatalogueError
+from dojo.kata.kata import Kata
 from dojo.verification.mutation.judging import Judged
 
 

@@ -8,8 +8,8 @@ from itertools import zip_longest
 from typing import Any
 
 from dojo.files import write_atomically
-from dojo.kata.catalogue import Kata
-from dojo.kata.fresh import fresh_path, is_explained
+from dojo.kata.fresh import is_explained
+from dojo.kata.kata import Kata
 from dojo.verification.mutation.judging import Judged
 from dojo.verification.mutation.mutants import Mutant, common_ends, meaning
 from dojo.verification.mutation.result_store import Trial
@@ -96,7 +96,7 @@ def record(kata: Kata, chosen: Sequence[tuple[Judged, Trial]]) -> int:
             bugs.append(_bug(kata, one, killed_by))
     bugs.sort(key=lambda bug: (kata.correct_source.index(bug["find"]), bug["id"]))
     lines = ",\n".join(json.dumps(bug, ensure_ascii=False) for bug in bugs)  # one a line, for git
-    write_atomically(fresh_path(kata), f"[\n{lines}\n]\n".encode())
+    write_atomically(kata.fresh_file, f"[\n{lines}\n]\n".encode())
     return len(bugs)
 
 

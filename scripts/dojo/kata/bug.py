@@ -1,0 +1,21 @@
+"""A catalogued bug: an edit of the reference, and the story told about it."""
+
+from dataclasses import dataclass
+
+# How the id of a bug begins that an operator made; see `dojo.kata.fresh`.
+FRESH = "fresh-"
+
+
+@dataclass(frozen=True)
+class Bug:
+    """An edit of the reference that plants one bug, and the story told about it."""
+
+    id: str
+    title: str
+    find: str
+    replace: str
+    killed_by: tuple[str, ...]
+    hints: tuple[str, ...]
+    why: str
+    seen_in: tuple[str, ...] = ()
+    gpu: bool = False

@@ -1,0 +1,136 @@
+"""Reads a kata's `kata.toml`, and refuses whatever is malformed."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from enum import StrEnum
+from pathlib import Path
+from types import GenericAlias
+from typing import Any
+
+from dojo.errors import CatalogueError, nearest
+from dojo.kata.bug import FRESH, Bug
+from dojo.kata.kata import Equivalent, Kata
+from dojo.kata.planting import conflict, plant, span
+
+_KINDS: dict[Any, str] = {int: "a whole number", str: "a string", bool: "true or false"}
+_ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+def load(folder: Path) -> Kata:
+    """Read and check one kata's `kata.toml`; raise `CatalogueError` for what is malformed."""
+    path = folder / "kata.toml"
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CatalogueError(f"{path}: {error}") from None
+    tables = {
+        "bug": _tables(path, data.pop("bug", []), "bug"),
+        "equivalent": _tables(path, data.pop("equivalent", []), "equivalent"),
+    }
+    bugs = tuple(
+        _build(Bug, table, f"{path}: bug {table.get('id', number)!r}")
+        for number, table in enumerate(tables["bug"], 1)
+    )
+    equivalents = tuple(
+        _build(Equivalent, table, f"{path}: equivalent {number}")
+        for number, table in enumerate(tables["equivalent"], 1)
+    )
+    given = {
+        "folder": folder,
+        "bugs": bugs,
+        "equivalents": equivalents,
+        "draft": "TODO" in text,
+    }
+    if clash := given.keys() & data.keys():
+        raise CatalogueError(f"{path}: unknown key {min(clash)!r}")
+    kata: Kata = _build(Kata, data, str(path), given)
+    _check(kata, path)
+    return kata
+
+
+def _check(kata: Kata, path: Path) -> None:
+    if kata.minutes < 1:
+        raise CatalogueError(f"{path}: minutes must be at least 1, not {kata.minutes}")
+    try:
+        source = kata.correct_source
+        compile(source, str(kata.reference), "exec")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise CatalogueError(f"{kata.reference}: {error}") from None
+    seen: set[str] = set()
+    for bug in kata.bugs:
+        where = f"{path}: bug {bug.id!r}"
+        if not _ID.fullmatch(bug.id):
+            raise CatalogueError(f"{where}: an id is lower-case words joined by hyphens")
+        if bug.id.startswith(FRESH):
+            raise CatalogueError(f"{where}: ids that begin with {FRESH} are for fresh bugs")
+        if bug.id in seen:
+            raise CatalogueError(f"{where}: another bug has the same id")
+        seen.add(bug.id)
+        if not bug.hints:
+            raise CatalogueError(f"{where}: at least one hint is needed")
+        _check_edit(source, bug, where)
+    for bug_id in kata.default:
+        if bug_id not in seen:
+            raise CatalogueError(
+                f"{path}: default names an unknown bug {bug_id!r}{nearest(bug_id, sorted(seen))}"
+            )
+    least, most = kata.level.planted
+    if not least <= len(set(kata.default)) <= most or len(set(kata.default)) != len(kata.default):
+        wanted = str(least) if least == most else f"{least} to {most}"
+        raise CatalogueError(
+            f"{path}: level {kata.level} plants {wanted} different bugs by default, "
+            f"not {len(kata.default)}"
+        )
+    if clash := conflict(source, [kata.bug(bug_id) for bug_id in kata.default]):
+        raise CatalogueError(f"{path}: default bugs {clash[0]} and {clash[1]} touch the same lines")
+
+
+def _check_edit(source: str, bug: Bug, where: str) -> None:
+    count = source.count(bug.find) if bug.find else 0
+    if count != 1:
+        raise CatalogueError(f"{where}: find stands {count} times in reference.py, not once")
+    if bug.find == bug.replace:
+        raise CatalogueError(f"{where}: find and replace are the same")
+    try:
+        compile(plant(source, [bug]), "botched.py", "exec")
+    except SyntaxError as error:
+        first, _ = span(source, bug)
+        raise CatalogueError(f"{where}: leaves invalid Python near line {first}: {error}") from None
+
+
+def _tables(path: Path, value: object, key: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
+        raise CatalogueError(f"{path}: {key} must be written as [[{key}]] tables")
+    return value
+
+
+def _build(kind: Any, table: Mapping[str, Any], where: str, given: Mapping[str, Any] = {}) -> Any:
+    """Make a dataclass from a TOML table, checking keys and types against its fields."""
+    known = {field.name: field for field in fields(kind) if field.name not in given}
+    for key in table:
+        if key not in known:
+            raise CatalogueError(f"{where}: unknown key {key!r}{nearest(key, list(known))}")
+    values: dict[str, Any] = dict(given)
+    for name, field in known.items():
+        if name not in table:
+            if field.default is MISSING:
+                raise CatalogueError(f"{where}: key {name!r} is missing")
+            continue
+        value = table[name]
+        if isinstance(field.type, GenericAlias):  # tuple[str, ...] is the only one in use
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise CatalogueError(f"{where}: {name} must be a list of strings")
+            value = tuple(value)
+        elif isinstance(field.type, type) and issubclass(field.type, StrEnum):
+            if value not in list(field.type):
+                raise CatalogueError(
+                    f"{where}: {name} {value!r} is none of {', '.join(field.type)}"
+                )
+            value = field.type(value)
+        elif type(value) is not field.type:
+            raise CatalogueError(f"{where}: {name} must be {_KINDS[field.type]}, not {value!r}")
+        values[name] = value
+    return kind(**values)

@@ -5,7 +5,7 @@ import torch
 
 from dojo.kernels import DEVICE, guarded, run
 from dojo.testrun.loading import load_module
-from dojo.testrun.results import Status
+from dojo.testrun.results import Verdict
 
 DOUBLE = '''
 import torch
@@ -101,7 +101,7 @@ def test_without_triton_a_kernel_kata_is_skipped_with_one_line(project, kata, ru
     reason = "kernel katas need triton, which is not installed here"
     assert reason in said
     result = runner.run(kata)
-    assert (result.status, result.detail) == (Status.BROKEN, reason)
+    assert (result.verdict, result.detail) == (Verdict.BROKEN, reason)
 
 
 def test_a_gpu_test_is_listed_as_skipped_with_the_reason(kata, run_pytest):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -17,7 +16,7 @@ from dojo.kata.kata import Equivalent
 from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner
 from dojo.testrun.loading import load_module
-from dojo.testrun.results import Outcome, RunResult, Status, TestResult
+from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 from dojo.verification.mutation import judging
 from dojo.verification.mutation.mutants import mutants
 from dojo.verification.mutation.result_store import Trial, Trials
@@ -45,8 +44,7 @@ class InProcess:
 
     def run(self, kata, impl, seed, first_failure):
         self.asked.append((impl, seed))
-        path = Path(impl)
-        module = load_module(path, path.stem, path.read_bytes())
+        module = load_module(kata.reference, "mutant", impl.source.encode())
         tests = {}
         exec(kata.tests.read_text(), tests)
         results = []
@@ -58,7 +56,7 @@ class InProcess:
                 if first_failure and results[-1].outcome is Outcome.FAILED:
                     break
         failed = any(test.outcome is Outcome.FAILED for test in results)
-        return run_of(*results, status=Status.FAILED if failed else Status.PASSED)
+        return run_of(*results, verdict=Verdict.FAILED if failed else Verdict.PASSED)
 
 
 def outcome_of(test, *arguments):
@@ -85,8 +83,8 @@ def result(name, outcome, message="message", raised=False):
     return TestResult(name, outcome, message, 0.1, "abc", raised)
 
 
-def run_of(*tests, status=Status.FAILED):
-    return RunResult(status, tests, "", 0.1)
+def run_of(*tests, verdict=Verdict.FAILED):
+    return RunResult(verdict, tests, "", 0.1)
 
 
 def test_mutants_are_valid_and_each_is_another():
@@ -151,11 +149,11 @@ def test_the_plugin_says_which_failures_are_exceptions(project, kata):
 @pytest.mark.parametrize(
     ("run", "verdict", "ended"),
     [
-        (run_of(result("test_a", Outcome.PASSED), status=Status.PASSED), "survived", True),
+        (run_of(result("test_a", Outcome.PASSED), verdict=Verdict.PASSED), "survived", True),
         (run_of(result("test_a", Outcome.TIMEOUT)), "caught", False),
-        (run_of(status=Status.TIMEOUT), "caught", False),
-        (run_of(status=Status.CRASHED), "caught", False),
-        (run_of(result("test_a", Outcome.ERROR), status=Status.BROKEN), "invalid", False),
+        (run_of(verdict=Verdict.TIMEOUT), "caught", False),
+        (run_of(verdict=Verdict.CRASHED), "caught", False),
+        (run_of(result("test_a", Outcome.ERROR), verdict=Verdict.BROKEN), "invalid", False),
     ],
 )
 def test_verdicts(run, verdict, ended):
@@ -181,7 +179,7 @@ def test_judging_one_kata(kata, runner):
 def test_an_equivalent_is_known_by_its_lines_whatever_their_blanks(kata):
     mutant = next(m for m in judging.all_mutants(kata) if m.after == "return x / factor")
     trial = Trial.of(
-        mutant.key, 0, True, run_of(result("test_a", Outcome.PASSED), status=Status.PASSED)
+        mutant.key, 0, True, run_of(result("test_a", Outcome.PASSED), verdict=Verdict.PASSED)
     )
     assert judging.Judged(kata, mutant, trial).verdict == "survived"
     for after, verdict in [

@@ -2,7 +2,7 @@ import pytest
 
 from dojo.learner.player import next_hint, open_player
 from dojo.testrun import results
-from dojo.testrun.results import Outcome, RunResult, Status, TestResult
+from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 
 
 @pytest.fixture
@@ -51,20 +51,20 @@ def test_a_broken_change_elsewhere_is_no_planted_bug():
 
 def test_a_run_is_recorded_and_judged(player):
     failing = [outcome("test_scale[2.0]", Outcome.FAILED), outcome("test_shift", Outcome.PASSED)]
-    judgement = player.record(RunResult(Status.FAILED, tuple(failing), "", 0.2, "abc"))
+    judgement = player.record(RunResult(Verdict.FAILED, tuple(failing), "", 0.2, "abc"))
     assert not judgement.solved
     assert judgement.gone == ()
     passing = [outcome("test_scale[2.0]", Outcome.PASSED), outcome("test_shift", Outcome.PASSED)]
-    assert player.record(RunResult(Status.PASSED, tuple(passing), "", 0.2, "def")).solved
+    assert player.record(RunResult(Verdict.PASSED, tuple(passing), "", 0.2, "def")).solved
     assert player.history.solved_katas() == {"01_scale"}
     assert player.history.runs(player.attempt().id) == 2
 
 
 def test_a_run_that_broke_proves_nothing(player):
     broken = [outcome("test_scale[2.0]", Outcome.ERROR), outcome("test_shift", Outcome.SKIPPED)]
-    assert player.record(RunResult(Status.BROKEN, tuple(broken), "", 0.2)).gone == ()
+    assert player.record(RunResult(Verdict.BROKEN, tuple(broken), "", 0.2)).gone == ()
     crashed = (outcome("test_shift", Outcome.PASSED),)
-    judgement = player.record(RunResult(Status.CRASHED, crashed, "", 0.2))
+    judgement = player.record(RunResult(Verdict.CRASHED, crashed, "", 0.2))
     assert judgement.gone == ()
     assert not judgement.solved
 

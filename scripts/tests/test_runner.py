@@ -9,8 +9,9 @@ import pytest
 
 from dojo.errors import DojoError
 from dojo.runner.runner import Runner
+from dojo.testrun.implementation import Reference, Solution
 from dojo.testrun.limits import Limits
-from dojo.testrun.results import Outcome, Status
+from dojo.testrun.results import Outcome, Verdict
 
 SHIFT = "\n\ndef shift(x, offset):\n    return x + offset\n"
 # Fails to load where an earlier run left torch or the environment changed.
@@ -32,58 +33,58 @@ def when_loaded(body):
 
 
 HOSTILE = {
-    "good": (GOOD, Status.PASSED, ""),
-    "wrong": (GOOD.replace("*", "+"), Status.FAILED, "5 times 2.0 is"),
-    "syntax": ("def f(:\n", Status.BROKEN, "line 1: SyntaxError"),
-    "no function": (SHIFT, Status.FAILED, "has no 'scale'"),
-    "loop at load": (when_loaded("while True: pass"), Status.BROKEN, "still running after 2 s"),
-    "loop in a call": (when_called("while True: pass"), Status.FAILED, "still running after 2 s"),
+    "good": (GOOD, Verdict.PASSED, ""),
+    "wrong": (GOOD.replace("*", "+"), Verdict.FAILED, "5 times 2.0 is"),
+    "syntax": ("def f(:\n", Verdict.BROKEN, "line 1: SyntaxError"),
+    "no function": (SHIFT, Verdict.FAILED, "has no 'scale'"),
+    "loop at load": (when_loaded("while True: pass"), Verdict.BROKEN, "still running after 2 s"),
+    "loop in a call": (when_called("while True: pass"), Verdict.FAILED, "still running after 2 s"),
     "loop that swallows": (
         when_called("while True:\n        try: pass\n        except Exception: pass"),
-        Status.FAILED,
+        Verdict.FAILED,
         "still running after 2 s",
     ),
     "loop in C": (
         when_called("sum(range(10**12))"),
-        Status.TIMEOUT,
+        Verdict.TIMEOUT,
         "stopped after 6 s",
     ),
-    "os._exit at load": (when_loaded("import os; os._exit(0)"), Status.BROKEN, "os._exit(0)"),
-    "os._exit in a call": (when_called("import os; os._exit(0)"), Status.FAILED, "os._exit(0)"),
-    "sys.exit": (when_called("import sys; sys.exit(0)"), Status.FAILED, "SystemExit"),
-    "segfault": (when_called("import ctypes; ctypes.string_at(0)"), Status.CRASHED, "SIGSEGV"),
-    "kill -9": (when_called("import os; os.kill(os.getpid(), 9)"), Status.CRASHED, "SIGKILL"),
+    "os._exit at load": (when_loaded("import os; os._exit(0)"), Verdict.BROKEN, "os._exit(0)"),
+    "os._exit in a call": (when_called("import os; os._exit(0)"), Verdict.FAILED, "os._exit(0)"),
+    "sys.exit": (when_called("import sys; sys.exit(0)"), Verdict.FAILED, "SystemExit"),
+    "segfault": (when_called("import ctypes; ctypes.string_at(0)"), Verdict.CRASHED, "SIGSEGV"),
+    "kill -9": (when_called("import os; os.kill(os.getpid(), 9)"), Verdict.CRASHED, "SIGKILL"),
     "memory": (
         when_called("hoard = [bytearray(10**8) for _ in range(1000)]"),
-        Status.FAILED,
+        Verdict.FAILED,
         "MemoryError",
     ),
     "memory of a tensor": (
         when_called("import torch; torch.ones(10**10)"),
-        Status.FAILED,
+        Verdict.FAILED,
         "can't allocate memory",
     ),
-    "flood": (when_called("while True: print('x' * 10**5)"), Status.FAILED, "more than 16 MB"),
+    "flood": (when_called("while True: print('x' * 10**5)"), Verdict.FAILED, "more than 16 MB"),
     "flood of the descriptor": (
         when_called("import os\n    while True: os.write(1, b'x' * 10**6)"),
-        Status.FAILED,
+        Verdict.FAILED,
         "more than 16 MB",
     ),
     "every descriptor closed": (
         when_called("import os; os.closerange(0, 256)"),
-        Status.CRASHED,
+        Verdict.CRASHED,
         "ended",
     ),
     "a thread left running": (
         when_loaded(
             "import threading, time; threading.Thread(target=time.sleep, args=(99,)).start()"
         ),
-        Status.PASSED,
+        Verdict.PASSED,
         "",
     ),
     "a process left running": (
         when_loaded("import os, time\nif os.fork() == 0: time.sleep(99)"),
-        Status.PASSED,
+        Verdict.PASSED,
         "",
     ),
     "torch changed": (
@@ -91,12 +92,12 @@ HOSTILE = {
             "import os, torch; torch.set_default_dtype(torch.float64); torch.mul = None; "
             "os.environ['TRITON_INTERPRET'] = '0'"
         ),
-        Status.PASSED,
+        Verdict.PASSED,
         "",
     ),
     "the random module patched": (
         when_loaded("import random; random.seed = None"),
-        Status.BROKEN,
+        Verdict.BROKEN,
         "not callable",
     ),
 }
@@ -107,11 +108,11 @@ def test_every_hostile_file_gets_its_verdict_and_none_touches_the_next(runner, k
     verdicts = {}
     for name, (text, status, _) in HOSTILE.items():
         path.write_text(text)
-        result = runner.run(kata, str(path))
-        verdicts[name] = (result.status, result.detail)
-        assert result.status == status, f"{name}: {result.status}: {result.detail}"
+        result = runner.run(kata, Solution(path))
+        verdicts[name] = (result.verdict, result.detail)
+        assert result.verdict == status, f"{name}: {result.verdict}: {result.detail}"
         path.write_text(GOOD + CLEAN)
-        assert runner.run(kata, str(path)).status == Status.PASSED, f"after {name}"
+        assert runner.run(kata, Solution(path)).verdict == Verdict.PASSED, f"after {name}"
     wrong = {name for name, (_, detail) in verdicts.items() if HOSTILE[name][2] not in detail}
     assert not wrong, {name: verdicts[name] for name in wrong}
 
@@ -127,7 +128,7 @@ def test_a_result_says_what_each_test_did_and_which_text_it_judged(runner, kata)
     first = result.revision
     kata.botched.write_text(kata.correct_source)
     assert runner.run(kata).revision != first
-    assert runner.run(kata, "reference").revision == runner.run(kata).revision
+    assert runner.run(kata, Reference()).revision == runner.run(kata).revision
 
 
 def test_a_cold_run_gives_the_same_results(runner, project, kata, tmp_path):
@@ -135,9 +136,12 @@ def test_a_cold_run_gives_the_same_results(runner, project, kata, tmp_path):
     with Runner(project, Limits(test_seconds=2.0, run_seconds=20.0), warm=False) as cold:
         for name in ("good", "wrong", "syntax", "loop in a call", "kill -9"):
             path.write_text(HOSTILE[name][0])
-            results = [runner.run(kata, str(path), seed=1), cold.run(kata, str(path), seed=1)]
+            results = [
+                runner.run(kata, Solution(path), seed=1),
+                cold.run(kata, Solution(path), seed=1),
+            ]
             warm_run, cold_run = [
-                (r.status, r.detail, r.revision, [(t.name, t.outcome, t.message) for t in r.tests])
+                (r.verdict, r.detail, r.revision, [(t.name, t.outcome, t.message) for t in r.tests])
                 for r in results
             ]
             assert warm_run == cold_run
@@ -148,37 +152,37 @@ def test_a_cold_run_can_be_cancelled(project, kata):
     with Runner(project, Limits(test_seconds=60.0), warm=False) as cold:
         threading.Timer(1, cold.cancel).start()
         started = time.monotonic()
-        assert cold.run(kata).status == Status.CANCELLED
+        assert cold.run(kata).verdict == Verdict.CANCELLED
         assert time.monotonic() - started < 10
 
 
 def test_an_edited_test_file_is_collected_anew(runner, kata):
-    assert runner.run(kata, "reference").status == Status.PASSED
+    assert runner.run(kata, Reference()).verdict == Verdict.PASSED
     text = kata.tests.read_text()
     kata.tests.write_text(text + "\n\ndef test_more(impl):\n    assert impl.scale(1, 1) == 2\n")
-    assert runner.run(kata, "reference").status == Status.FAILED
+    assert runner.run(kata, Reference()).verdict == Verdict.FAILED
     kata.tests.write_text("import nothing_of_this_name\n")
-    assert "nothing_of_this_name" in runner.run(kata, "reference").detail
+    assert "nothing_of_this_name" in runner.run(kata, Reference()).detail
     kata.tests.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    assert runner.run(kata, "reference").status == Status.CRASHED
+    assert runner.run(kata, Reference()).verdict == Verdict.CRASHED
     kata.tests.write_text("while True: pass\n")
-    assert runner.run(kata, "reference").status == Status.TIMEOUT
+    assert runner.run(kata, Reference()).verdict == Verdict.TIMEOUT
     kata.tests.unlink()
-    assert runner.run(kata, "reference").status == Status.BROKEN
+    assert runner.run(kata, Reference()).verdict == Verdict.BROKEN
     kata.tests.write_text(text)
-    assert runner.run(kata, "reference").status == Status.PASSED
+    assert runner.run(kata, Reference()).verdict == Verdict.PASSED
 
 
 def test_what_one_run_prints_is_not_shown_by_the_next(runner, kata):
     kata.botched.write_text(when_called("import os; print('from before'); os.kill(os.getpid(), 9)"))
-    assert runner.run(kata).status == Status.CRASHED
+    assert runner.run(kata).verdict == Verdict.CRASHED
     kata.tests.write_text(
         "def test_output(impl, capfd):\n"
         "    impl.scale(1, 1)\n"
         "    assert not any(capfd.readouterr())\n"
     )
     kata.botched.write_text(GOOD)
-    assert runner.run(kata).status == Status.PASSED
+    assert runner.run(kata).verdict == Verdict.PASSED
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf", ""])
@@ -199,11 +203,11 @@ def test_a_run_can_be_cancelled_and_the_next_one_works(runner, kata):
     kata.botched.write_text(when_called("import time; time.sleep(60)"))
     threading.Timer(0.3, runner.cancel).start()
     started = time.monotonic()
-    assert runner.run(kata).status == Status.CANCELLED
+    assert runner.run(kata).verdict == Verdict.CANCELLED
     assert time.monotonic() - started < 2
     runner.cancel()  # nothing runs: no harm
     kata.botched.write_text(GOOD)
-    assert runner.run(kata).status == Status.PASSED
+    assert runner.run(kata).verdict == Verdict.PASSED
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts through /proc")
@@ -245,7 +249,7 @@ def test_a_run_until_the_first_failure_ends_there(runner, kata):
     (only,) = runner.run(kata, first_failure=True).tests
     assert only.outcome is Outcome.FAILED
     kata.botched.write_text(kata.correct_source)
-    assert runner.run(kata, first_failure=True).status is Status.PASSED
+    assert runner.run(kata, first_failure=True).verdict is Verdict.PASSED
 
 
 def test_closing_does_not_wait_for_the_start(project):

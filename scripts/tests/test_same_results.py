@@ -10,6 +10,7 @@ import pytest
 from dojo.kata import catalogue
 from dojo.project import Project
 from dojo.runner.runner import Runner
+from dojo.testrun.implementation import Learner, Reference
 from dojo.testrun.limits import Limits
 
 REAL = Project.here()
@@ -40,7 +41,7 @@ def planted(tmp_path_factory):
     return copy
 
 
-@pytest.mark.parametrize("impl", ["reference", "botched"])
+@pytest.mark.parametrize("impl", [Reference(), Learner()], ids=str)
 def test_a_warm_run_gives_what_plain_pytest_gives(planted, tmp_path, impl):
     (tmp_path / "recorder.py").write_text(RECORDER)
     record = tmp_path / "record.json"
@@ -63,4 +64,4 @@ def test_a_warm_run_gives_what_plain_pytest_gives(planted, tmp_path, impl):
     assert plain.keys() == warm.keys()
     for name, results in plain.items():
         assert warm[name] == results, name
-        assert ("failed" in results.values()) == (impl == "botched")
+        assert ("failed" in results.values()) == (impl == Learner())

@@ -13,7 +13,7 @@ from dojo.history.sessions import Ending
 from dojo.practice import session
 from dojo.practice.planning import Planned
 from dojo.practice.stopwatch import Clock
-from dojo.testrun.results import Outcome, RunResult, Status, TestResult
+from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 from dojo.tui.app import PracticeApp
 from dojo.tui.debrief import DebriefScreen
 from dojo.tui.hunt import HuntScreen
@@ -35,7 +35,7 @@ class Runner:
             TestResult("test_shift", Outcome.PASSED, "", 0.01, "abc"),
         )
         return RunResult(
-            Status.PASSED if solved else Status.FAILED, tests, "", 0.02, "0123456789ab"
+            Verdict.PASSED if solved else Verdict.FAILED, tests, "", 0.02, "0123456789ab"
         )
 
     def cancel(self):

@@ -7,7 +7,7 @@ from dojo.learner.player import Player, open_player
 from dojo.practice import session
 from dojo.practice.planning import Planned
 from dojo.practice.session import Round
-from dojo.testrun.results import Outcome, RunResult, Status, TestResult
+from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def run(**outcomes):
         for name, outcome in outcomes.items()
     )
     solved = all(test.outcome is Outcome.PASSED for test in tests)
-    return RunResult(Status.PASSED if solved else Status.FAILED, tests, "", 0.1, "abc")
+    return RunResult(Verdict.PASSED if solved else Verdict.FAILED, tests, "", 0.1, "abc")
 
 
 FAILING = run(scale=Outcome.FAILED, shift=Outcome.FAILED)

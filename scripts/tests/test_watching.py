@@ -11,7 +11,7 @@ import pytest
 from dojo.cli.watch_command import _following
 from dojo.learner.watcher import Judged, Key, watching
 from dojo.runner.runner import Runner
-from dojo.testrun.results import RunResult, Status
+from dojo.testrun.results import RunResult, Verdict
 
 
 class SlowRunner:
@@ -28,8 +28,8 @@ class SlowRunner:
         self._cancel.clear()
         while not self.release.wait(0.01):
             if self._cancel.is_set():
-                return RunResult(Status.CANCELLED, (), "cancelled", 0.0)
-        return RunResult(Status.PASSED, (), "", 0.0, kata.botched.read_text())
+                return RunResult(Verdict.CANCELLED, (), "cancelled", 0.0)
+        return RunResult(Verdict.PASSED, (), "", 0.0, kata.botched.read_text())
 
     def cancel(self):
         self.cancelled += 1

@@ -26,8 +26,9 @@ from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.runner.pool import Pool, runner_pool
 from dojo.runner.runner import Runner
+from dojo.testrun.implementation import Reference
 from dojo.testrun.limits import Limits
-from dojo.testrun.results import Status
+from dojo.testrun.results import Verdict
 from dojo.verification.bugs import BUG_SEEDS, REFERENCE_SEEDS, verify
 from dojo.verification.mutation import judging
 
@@ -164,7 +165,7 @@ def _wait_for(controller: int, verdict: "re.Pattern[bytes]") -> None:
 def ours_per_mutant(project: Project, kata: Kata) -> float:
     """Return the seconds that a mutant takes on one warm runner, its making included."""
     with Runner(project, judging.LIMITS) as runner:
-        runner.run(kata, "reference")  # the start is not the loop
+        runner.run(kata, Reference())  # the start is not the loop
         started = time.monotonic()
         judged = list(judging.judge(kata, Pool([runner])))
         return (time.monotonic() - started) / len(judged)
@@ -201,7 +202,7 @@ def theirs_per_mutant(project: Project, kata: Kata) -> float:
 def verify_rate(project: Project, kata: Kata) -> float:
     """Return how many variants `kata verify` runs in a second on a core."""
     with runner_pool(project) as pool:
-        list(pool.map(lambda runner, _: runner.run(kata, "reference"), range(pool.size)))
+        list(pool.map(lambda runner, _: runner.run(kata, Reference()), range(pool.size)))
         report = verify(kata, pool, has_gpu=False)
     variants = REFERENCE_SEEDS + BUG_SEEDS * len(report.caught_by) + report.combinations
     return variants / report.seconds / pool.size
@@ -224,7 +225,7 @@ def soak(project: Project, kata: Kata, runs: int = SOAK_RUNS) -> Growth:
             runner.run(kata)
         before = _held_at_rest()
         for _ in range(runs):
-            assert runner.run(kata).status is Status.FAILED
+            assert runner.run(kata).verdict is Verdict.FAILED
         after = _held_at_rest()
     files, children, kilobytes = (new - old for new, old in zip(after, before, strict=True))
     return Growth(runs, files, children, kilobytes)

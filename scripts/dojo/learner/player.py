@@ -11,7 +11,7 @@ from dojo.kata.kata import Kata
 from dojo.learner.workspace import Backup, Planting, Workspace
 from dojo.project import Project
 from dojo.testrun import results
-from dojo.testrun.results import Outcome, RunResult, Status
+from dojo.testrun.results import Outcome, RunResult, Verdict
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Player:
         gone: list[str] = []
         if run.whole:
             gone = results.gone(planted, results.failing_functions(run.tests))
-        judgement = Judgement(planted, tuple(gone), run.status is Status.PASSED)
+        judgement = Judgement(planted, tuple(gone), run.verdict is Verdict.PASSED)
         passed = sum(test.outcome is Outcome.PASSED for test in run.tests)
         skipped = sum(test.outcome is Outcome.SKIPPED for test in run.tests)
         self.history.add_run(

@@ -11,7 +11,7 @@ from dojo.files import read_bytes
 from dojo.kata.kata import Kata
 from dojo.learner.saves import saves
 from dojo.runner.runner import Runner
-from dojo.testrun.results import RunResult, Status
+from dojo.testrun.results import RunResult, Verdict
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Watching:
                     self._start()
             elif isinstance(event, Judged):
                 self._running = False
-                if self._again or event.result.status is Status.CANCELLED:
+                if self._again or event.result.verdict is Verdict.CANCELLED:
                     self._again = False
                     self._start()
                 else:

@@ -25,6 +25,14 @@ from dojo.kata.kata_toml import load
 from dojo.pytest_plugin import reporter
 from dojo.testrun import guards
 from dojo.testrun.device import has_gpu
+from dojo.testrun.implementation import (
+    Implementation,
+    Planted,
+    Reference,
+    Solution,
+    parse,
+    write_variant,
+)
 from dojo.testrun.limits import Limits
 from dojo.testrun.loading import explain_load_error, load_module
 from dojo.testrun.results import Outcome, TestResult
@@ -100,7 +108,7 @@ def impl(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     folder = kata_folder(request.path)
     if folder is None:
         pytest.fail(f"`impl` is for tests in a kata's folder, not {request.path}", pytrace=False)
-    which = request.config.option.impl
+    which = parse(request.config.option.impl, request.config.invocation_params.dir)
     scratch = Path(tempfile.mkdtemp(prefix="kata-"))
     try:
         yield _implementation(folder, which, scratch, request.config)
@@ -108,23 +116,10 @@ def impl(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _implementation(folder: Path, which: str, scratch: Path, config: pytest.Config) -> ModuleType:
-    path = folder / "botched.py"
-    hidden = which == "reference" or which.startswith("bug:")
-    if which == "reference":
-        path = folder / "reference.py"
-    elif which.startswith("bug:"):
-        try:
-            planted = load(folder).planted_source(tuple(which.removeprefix("bug:").split("+")))
-        except DojoError as error:
-            pytest.fail(str(error), pytrace=False)
-        # A real file: triton.jit refuses functions whose source it cannot read from disk.
-        path = scratch / f"{folder.name}_planted.py"
-        path.write_text(planted, encoding="utf-8")
-    elif which != "botched":
-        path = (config.invocation_params.dir / which).resolve()
-        if not path.is_file():
-            pytest.fail(f"--impl {which}: there is no such file", pytrace=False)
+def _implementation(
+    folder: Path, which: Implementation, scratch: Path, config: pytest.Config
+) -> ModuleType:
+    path = _path(folder, which, scratch)
     if torch := sys.modules.get("torch"):
         # Katas are small: threads cost more than they give, and a warm run has one as well.
         torch.set_num_threads(1)
@@ -136,11 +131,26 @@ def _implementation(folder: Path, which: str, scratch: Path, config: pytest.Conf
     except (Exception, SystemExit, pytest.fail.Exception) as error:
         _stop(config, folder, "the file does not load; the first test says why")
         pytest.fail(explain_load_error(error, path), pytrace=False)
-    if hidden:
+    if isinstance(which, Reference | Planted):
         # pytest leaves such frames out of tracebacks: the answer is not printed by accident.
         module.__dict__["__tracebackhide__"] = True
     module.__dict__.setdefault("__getattr__", _missing_name(path))
     return module
+
+
+def _path(folder: Path, which: Implementation, scratch: Path) -> Path:
+    """Return the file that holds the implementation."""
+    if isinstance(which, Planted):
+        try:
+            source = load(folder).planted_source(which.bugs)
+        except DojoError as error:
+            pytest.fail(str(error), pytrace=False)
+        return write_variant(source, folder.name, scratch).path
+    if isinstance(which, Solution):
+        if not which.path.is_file():
+            pytest.fail(f"--impl {which}: there is no such file", pytrace=False)
+        return which.path
+    return folder / f"{which}.py"
 
 
 _revisions = pytest.StashKey[dict[Path, str]]()

@@ -9,13 +9,12 @@ from dojo.errors import DojoError
 from dojo.kata.kata_toml import load
 from dojo.learner.player import Judgement, open_player
 from dojo.project import Project
+from dojo.testrun.implementation import Learner
 from dojo.testrun.results import (
     RunResult,
-    Status,
     TestResult,
     broken,
     failing_functions,
-    solved,
     test_functions,
 )
 
@@ -32,14 +31,6 @@ def summarise(judgement: Judgement, name: str) -> str:
             "a fix is incomplete, or a change broke something else"
         )
     return f"{name}: {len(judgement.gone)} of {total} {bugs} fixed. Stuck? scripts/hint.sh {name}"
-
-
-def _as_run(outcomes: list[TestResult]) -> RunResult:
-    status = Status.PASSED if solved(outcomes) else Status.FAILED
-    if broken(outcomes):
-        status = Status.BROKEN
-    seconds = sum(result.seconds for result in outcomes)
-    return RunResult(status, tuple(outcomes), "", seconds, outcomes[0].revision)
 
 
 class VerdictReporter:
@@ -65,7 +56,7 @@ class VerdictReporter:
     def pytest_sessionfinish(self) -> None:
         """Judge each kata whose tests all ran, and record it."""
         option = self._config.option
-        if option.impl != "botched" or option.kata_no_history or option.collectonly:
+        if option.impl != str(Learner()) or option.kata_no_history or option.collectonly:
             return
         for folder, outcomes in self._results.items():
             self._lines.append(self._judge(folder, outcomes))
@@ -80,6 +71,7 @@ class VerdictReporter:
 
     def _judge(self, folder: Path, outcomes: list[TestResult]) -> str:
         name = folder.name
+        seconds = sum(test.seconds for test in outcomes)
         try:
             kata = load(folder)
             ran = {result.function for result in outcomes}
@@ -90,7 +82,7 @@ class VerdictReporter:
                     f"{name}: the tests that ran {verb}; a verdict needs all: pytest katas/{name}"
                 )
             with open_player(Project(folder.parent.parent), kata) as player:
-                judgement = player.record(_as_run(outcomes))
+                judgement = player.record(RunResult.of(outcomes, seconds))
         except (DojoError, OSError) as error:
             return f"{name}: not recorded: {error}"
         if broken(outcomes):

@@ -10,7 +10,6 @@ another second process. The third is forked for one request and runs the collect
 
 import contextlib
 import gc
-import json
 import os
 import select
 import signal
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from dojo.runner import worker
+from dojo.runner.protocol import CANCEL, END, READY, Answer, Request, Stopped
 
 _PRELOAD = ("numpy.random", "torch.overrides", "dojo.pytest_plugin.reporter")
 _CHUNK = 65_536
@@ -44,11 +44,11 @@ def main() -> None:
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
-    worker.say(answers, {"ready": True})
+    _send(answers, READY)
     line = _read_line(requests)
     while line:
         # A cancel that came too late is nobody's.
-        late = "cancel" in json.loads(line)
+        late = line == CANCEL
         line = _read_line(requests) if late else _delegate(line, requests, answers)
 
 
@@ -58,7 +58,7 @@ def _delegate(line: bytes, requests: int, answers: TextIO) -> bytes:
     pid = os.fork()
     if pid == 0:
         os.close(receive)
-        _Collector(json.loads(line), requests, answers, send).serve()
+        _Collector(Request.decoded(line), requests, answers, send).serve()
     os.close(send)
     collected = _read_line(receive)
     unlike = _read_line(receive) if collected else b""
@@ -68,15 +68,15 @@ def _delegate(line: bytes, requests: int, answers: TextIO) -> bytes:
         return unlike
     # It was stopped while it imported the tests, before it could answer.
     code = os.waitstatus_to_exitcode(status)
-    ended = "timeout" if code == -signal.SIGALRM else None
-    worker.say(answers, {"ended": ended, "status": code, "seconds": 0.0, "lines": []})
+    stopped = Stopped.TIMEOUT if code == -signal.SIGALRM else None
+    _send(answers, Answer(stopped, code, 0.0, ()).encoded())
     return _read_line(requests)
 
 
 class _Collector:
     """A pytest plugin that stops between collecting and running, and forks there for requests."""
 
-    def __init__(self, request: dict[str, Any], requests: int, answers: TextIO, relay: int) -> None:
+    def __init__(self, request: Request, requests: int, answers: TextIO, relay: int) -> None:
         self._request = request
         self._kind = _kind(request)
         self._requests = requests
@@ -91,10 +91,10 @@ class _Collector:
             worker.enter(self._request)
             # Ends the process where a test file loops as it is imported.
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_REAL, self._request["run_seconds"])
+            signal.setitimer(signal.ITIMER_REAL, self._request.run_seconds)
             import pytest
 
-            code = pytest.main(list(self._request["arguments"]), plugins=[self._results, self])
+            code = pytest.main(list(self._request.arguments), plugins=[self._results, self])
             self._results.finish(code)
             if not self._forked:
                 self._answer_without_running()
@@ -117,7 +117,7 @@ class _Collector:
         wake = _wake_on_child_exit()
         gc.collect()
         gc.freeze()
-        request: dict[str, Any] | None = self._request
+        request: Request | None = self._request
         while request is not None:
             self._run(request, wake, session.config)
             if self._forked:
@@ -128,27 +128,27 @@ class _Collector:
     def _answer_without_running(self) -> None:
         """Answer where pytest gave up before the tests, then leave the next request to others."""
         self._say_collected()
-        answer = {"ended": None, "status": 0, "seconds": 0.0, "lines": self._results.kept}
-        worker.say(self._answers, answer)
+        answer = Answer(None, 0, 0.0, tuple(self._results.kept))
+        _send(self._answers, answer.encoded())
         os.write(self._relay, _read_line(self._requests))
 
     def _say_collected(self) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         os.write(self._relay, _COLLECTED)
 
-    def _next(self) -> dict[str, Any] | None:
+    def _next(self) -> Request | None:
         """Return the next request, or None after passing on one that these tests are not for."""
         while line := _read_line(self._requests):
-            request: dict[str, Any] = json.loads(line)
-            if "cancel" in request:  # it came too late
+            if line == CANCEL:  # it came too late
                 continue
+            request = Request.decoded(line)
             if _kind(request) == self._kind:
                 return request
             os.write(self._relay, line)
             break
         return None
 
-    def _run(self, request: dict[str, Any], wake: int, config: Any) -> None:
+    def _run(self, request: Request, wake: int, config: Any) -> None:
         """Fork, run the request there, and answer with what came back within the time limit."""
         started = time.monotonic()
         receive, send = os.pipe()
@@ -159,48 +159,44 @@ class _Collector:
             return
         os.close(send)
         received = bytearray()
-        ended = None
-        deadline = started + request["run_seconds"]
+        stopped = None
+        deadline = started + request.run_seconds
         status = None
         while status is None:
             left = deadline - time.monotonic()
             ready, _, _ = select.select([receive, wake, self._requests], [], [], max(left, 0))
             if self._requests in ready:  # a cancel, or the client is gone
-                ended = "cancelled"
+                stopped = Stopped.CANCELLED
                 break
             if not ready:
-                ended = "timeout"
+                stopped = Stopped.TIMEOUT
                 break
             if receive in ready:
                 chunk = os.read(receive, _CHUNK)
                 received += chunk
-                if not chunk or received.endswith(worker.END):
+                if not chunk or received.endswith(END):
                     break
             if wake in ready:
                 os.read(wake, _CHUNK)
                 status = _reap(pid, os.WNOHANG)
         _kill_group(pid)
-        if status is None and not received.endswith(worker.END):
+        if status is None and not received.endswith(END):
             status = _reap(pid, 0)
         while select.select([receive], [], [], 0)[0] and (chunk := os.read(receive, _CHUNK)):
             received += chunk
         os.close(receive)
-        if ended == "cancelled":
+        if stopped is Stopped.CANCELLED:
             _read_line(self._requests)
-        answer = {
-            "ended": ended,
-            "status": status,
-            "seconds": time.monotonic() - started,
-            "lines": received.decode("utf-8", errors="replace").splitlines(),
-        }
+        lines = received.decode("utf-8", errors="replace").splitlines()
+        answer = Answer(stopped, status, time.monotonic() - started, tuple(lines))
         try:
-            worker.say(self._answers, answer)
+            _send(self._answers, answer.encoded())
         except BrokenPipeError:  # the client was killed: nobody waits for it
             worker.exit_process(0)
         if status is None:  # after the answer: unmapping so large a process takes milliseconds
             _reap(pid, 0)
 
-    def _become_child(self, request: dict[str, Any], send: int, config: Any) -> None:
+    def _become_child(self, request: Request, send: int, config: Any) -> None:
         self._forked = True
         os.setsid()  # a group of its own: what it leaves running is killed with it
         signal.set_wakeup_fd(-1)
@@ -213,9 +209,9 @@ class _Collector:
         os.dup2(1, 2)  # a crash prints its trace there; the verdict says what happened
         capture.start_global_capturing()
         capture.suspend_global_capture()
-        config.option.impl = request["impl"]
-        config.option.kata_seed = request["seed"]
-        worker.limit_memory(request["memory_bytes"])
+        config.option.impl = request.impl
+        config.option.kata_seed = request.seed
+        worker.limit_memory(request.memory_bytes)
         self._results.open(os.fdopen(send, "w", encoding="utf-8"))
 
 
@@ -224,11 +220,16 @@ def _unprinted(*_: object, **__: object) -> str:
     return ""
 
 
-def _kind(request: dict[str, Any]) -> object:
+def _send(answers: TextIO, line: bytes) -> None:
+    answers.write(line.decode())
+    answers.flush()
+
+
+def _kind(request: Request) -> object:
     """Return what two requests share that can run from the same collected tests."""
-    files = [Path(path) for path in request["collects"]]
+    files = [Path(path) for path in request.collects]
     stats = [path.stat() if path.exists() else None for path in files]
-    return request["arguments"], [stat and (stat.st_mtime_ns, stat.st_size) for stat in stats]
+    return request.arguments, [stat and (stat.st_mtime_ns, stat.st_size) for stat in stats]
 
 
 def _wake_on_child_exit() -> int:

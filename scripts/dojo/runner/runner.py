@@ -1,18 +1,23 @@
 """Runs a kata's tests: warm, isolated, with a verdict whatever the code under test does."""
 
-import json
 import os
 import secrets
 import signal
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from dojo.kata.kata import Kata
 from dojo.project import Project
+from dojo.runner.protocol import Account, Answer, Request, Stopped
 from dojo.runner.transport import Cold, Transport, Warm
+from dojo.testrun.implementation import Implementation, Learner, Planted, Text, write_variant
 from dojo.testrun.limits import Limits
-from dojo.testrun.results import Outcome, RunResult, Status, TestResult, broken, solved
+from dojo.testrun.results import Outcome, RunResult, Verdict
 
 
 class Runner:
@@ -28,6 +33,7 @@ class Runner:
         self._project = project
         self._limits = limits or Limits.from_environment()
         self._lock = threading.Lock()
+        self._variants = tempfile.TemporaryDirectory(prefix="kata-variants-")
         self._transport: Transport = Warm(project) if warm else Cold(project)
 
     def __enter__(self) -> "Runner":
@@ -46,19 +52,37 @@ class Runner:
     def run(
         self,
         kata: Kata,
-        impl: str = "botched",
+        implementation: Implementation = Learner(),  # noqa: B008  # it has no state
         seed: int | None = None,
         *,
         first_failure: bool = False,
     ) -> RunResult:
-        """Run the kata's tests against an implementation, which goes by its `--impl`.
+        """Run the kata's tests against an implementation: all, or until the first failure."""
+        with self._lock, self._in_a_file(kata, implementation) as impl:
+            request = self._request(kata, impl, seed, first_failure)
+            answer = self._transport.ask(request)
+        return _result(answer, self._limits)
 
-        All of them, or until the first failure.
-        """
+    @contextmanager
+    def _in_a_file(self, kata: Kata, implementation: Implementation) -> Iterator[str]:
+        """Yield the implementation as `--impl` has it; a text is in a file for the block alone."""
+        if isinstance(implementation, Planted):
+            implementation = Text(kata.planted_source(implementation.bugs))
+        if not isinstance(implementation, Text):
+            yield str(implementation)
+            return
+        folder = Path(self._variants.name)
+        variant = write_variant(implementation.source, kata.name, folder)
+        try:
+            yield str(variant)
+        finally:
+            variant.path.unlink()
+
+    def _request(self, kata: Kata, impl: str, seed: int | None, first_failure: bool) -> Request:
         root = self._project.root
-        request = {
-            "root": str(root),
-            "arguments": [
+        return Request(
+            root=str(root),
+            arguments=(
                 str(kata.folder),
                 f"--rootdir={root}",
                 f"--kata-timeout={self._limits.test_seconds}",
@@ -68,19 +92,15 @@ class Runner:
                 # A crash ends in a verdict; its trace would come out among what is shown.
                 "-pno:faulthandler",
                 *(["--exitfirst"] if first_failure else []),
-            ],
-            # An edit of any of these needs the tests to be collected anew.
-            "collects": [str(kata.tests), str(root / "conftest.py"), str(root / "pyproject.toml")],
-            "impl": impl,
-            "seed": secrets.randbelow(2**31) if seed is None else seed,
+            ),
+            collects=(str(kata.tests), str(root / "conftest.py"), str(root / "pyproject.toml")),
+            impl=impl,
+            seed=secrets.randbelow(2**31) if seed is None else seed,
             # Plugins found by entry points cost more than a fast kata's tests.
-            "environment": {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-            "run_seconds": self._limits.run_seconds,
-            "memory_bytes": int(self._limits.memory_gb * 2**30),
-        }
-        with self._lock:
-            answer = self._transport.ask(request)
-        return _result(answer, self._limits)
+            environment={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+            run_seconds=self._limits.run_seconds,
+            memory_bytes=int(self._limits.memory_gb * 2**30),
+        )
 
     def cancel(self) -> None:
         """Stop the run that is under way, if there is one; it returns as cancelled."""
@@ -89,46 +109,33 @@ class Runner:
     def close(self) -> None:
         """End the processes, and whatever they run."""
         self._transport.close()
+        self._variants.cleanup()
 
 
-def _result(answer: dict[str, Any], limits: Limits) -> RunResult:
-    messages = [_parse(line) for line in answer["lines"]]
-    tests = tuple(
-        TestResult.from_json(message["test"]) for message in messages if "test" in message
-    )
-    problems = [message["problem"] for message in messages if "problem" in message]
-    exit_code = next((message["exit"] for message in messages if "exit" in message), None)
-    status, detail = _judge(answer, tests, problems, exit_code, limits)
-    revision = next((test.revision for test in tests if test.revision), "")
-    return RunResult(status, tests, detail, answer["seconds"], revision)
+def _result(answer: Answer, limits: Limits) -> RunResult:
+    account = Account.of(answer.lines)
+    finished = RunResult.of(account.tests, answer.seconds)
+    ended = _ended_early(answer, account, limits)
+    return replace(finished, verdict=ended[0], detail=ended[1]) if ended else finished
 
 
-def _judge(
-    answer: dict[str, Any],
-    tests: tuple[TestResult, ...],
-    problems: list[str],
-    exit_code: int | None,
-    limits: Limits,
-) -> tuple[Status, str]:
-    if answer["ended"] == "cancelled":
-        return Status.CANCELLED, "cancelled"
-    if answer["ended"] == "timeout":
-        failed = next((test.message for test in tests if test.outcome is Outcome.FAILED), None)
+def _ended_early(answer: Answer, account: Account, limits: Limits) -> tuple[Verdict, str] | None:
+    """Return what happened to a run whose tests did not all come to their end, and why."""
+    if answer.stopped is Stopped.CANCELLED:
+        return Verdict.CANCELLED, "cancelled"
+    if answer.stopped is Stopped.TIMEOUT:
+        failed = next((t.message for t in account.tests if t.outcome is Outcome.FAILED), None)
         why = f"; a test had failed: {failed}" if failed else ": an endless loop in C code?"
-        return Status.TIMEOUT, f"stopped after {limits.run_seconds:g} s{why}"
-    if exit_code is None:
-        return Status.CRASHED, _crash(answer["status"])
-    if problems:
-        return Status.BROKEN, problems[0]
-    if reason := broken(tests):
-        return Status.BROKEN, reason
-    if exit_code == 0 and tests:
-        # All skipped is no pass: nothing was shown.
-        return (Status.PASSED, "") if solved(tests) else (Status.BROKEN, tests[0].message)
-    if exit_code == 1:
-        first = next(t for t in tests if t.outcome in (Outcome.FAILED, Outcome.TIMEOUT))
-        return Status.FAILED, first.message
-    return Status.BROKEN, f"pytest ended with code {exit_code} and ran {len(tests)} tests"
+        return Verdict.TIMEOUT, f"stopped after {limits.run_seconds:g} s{why}"
+    if account.exit_code is None:
+        assert answer.status is not None  # only a run that said its exit code is not waited for
+        return Verdict.CRASHED, _crash(answer.status)
+    if account.problems:
+        return Verdict.BROKEN, account.problems[0]
+    if account.exit_code not in (0, 1):
+        ran = len(account.tests)
+        return Verdict.BROKEN, f"pytest ended with code {account.exit_code} and ran {ran} tests"
+    return None
 
 
 def _crash(status: int) -> str:
@@ -137,11 +144,3 @@ def _crash(status: int) -> str:
         why = {"SIGKILL": ": out of memory?", "SIGSEGV": ": a crash in C code"}.get(name, "")
         return f"the process was ended by {name}{why}"
     return f"the process ended itself (exit code {status}) before the tests were through"
-
-
-def _parse(line: str) -> dict[str, Any]:
-    try:
-        message = json.loads(line)
-    except json.JSONDecodeError:  # cut off when the process died
-        return {}
-    return message if isinstance(message, dict) else {}

@@ -1,22 +1,22 @@
 """Two ways to get a request run in a process of its own: forked from a warm one, or cold."""
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
 from dojo.errors import DojoError
 from dojo.project import Project
+from dojo.runner.protocol import CANCEL, READY, Answer, Request, Stopped
 
 
 class Transport(Protocol):
-    """Takes one request at a time; the answer has `ended`, `status`, `seconds` and `lines`."""
+    """Takes one request at a time."""
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, request: Request) -> Answer:
         """Run the request and return what came of it."""
 
     def cancel(self) -> None:
@@ -34,24 +34,23 @@ class Warm:
         self.process = _start("dojo.runner.forkserver", project)
         self._ready = False
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, request: Request) -> Answer:
         """Run the request and return what came of it."""
         assert self.process.stdout is not None
         if not self._ready:
-            if b"ready" not in self.process.stdout.readline():
+            if self.process.stdout.readline() != READY:
                 raise DojoError("the test runner did not start; scripts/test.sh shows why")
             self._ready = True
-        self._send(request)
+        self._send(request.encoded())
         answer = self.process.stdout.readline()
         if not answer:
             raise DojoError("the test runner ended unexpectedly; run the command again")
-        parsed: dict[str, Any] = json.loads(answer)
-        return parsed
+        return Answer.decoded(answer)
 
     def cancel(self) -> None:
         """End the request under way, if there is one."""
         with contextlib.suppress(DojoError):
-            self._send({"cancel": True})
+            self._send(CANCEL)
 
     def close(self) -> None:
         """End the process and its forks: it stops when its input does."""
@@ -64,10 +63,10 @@ class Warm:
         self.process.wait()
         self.process.stdout.close()
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, line: bytes) -> None:
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self.process.stdin.write(line)
             self.process.stdin.flush()
         except (BrokenPipeError, ValueError):  # it died, or was closed by another thread
             raise DojoError("the test runner has ended; run the command again") from None
@@ -82,26 +81,24 @@ class Cold:
         self._process: subprocess.Popen[bytes] | None = None
         self._cancelled = threading.Event()
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, request: Request) -> Answer:
         """Run the request and return what came of it."""
         started = time.monotonic()
         self._cancelled.clear()
         self._process = _start("dojo.runner.worker", self._project, stderr=subprocess.DEVNULL)
-        ended = None
+        stopped = None
         try:
-            output, _ = self._process.communicate(
-                json.dumps(request).encode() + b"\n", timeout=request["run_seconds"]
-            )
+            output, _ = self._process.communicate(request.encoded(), timeout=request.run_seconds)
         except subprocess.TimeoutExpired:
-            ended = "timeout"
+            stopped = Stopped.TIMEOUT
             self._process.kill()
             output, _ = self._process.communicate()
-        return {
-            "ended": "cancelled" if self._cancelled.is_set() else ended,
-            "status": self._process.returncode,
-            "seconds": time.monotonic() - started,
-            "lines": output.decode("utf-8", errors="replace").splitlines(),
-        }
+        return Answer(
+            Stopped.CANCELLED if self._cancelled.is_set() else stopped,
+            self._process.returncode,
+            time.monotonic() - started,
+            tuple(output.decode("utf-8", errors="replace").splitlines()),
+        )
 
     def cancel(self) -> None:
         """End the request under way, if there is one."""

@@ -5,15 +5,13 @@
 input, results on standard output.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any, TextIO
 
+from dojo.runner.protocol import END, Request, exit_line, problem_line, test_line
 from dojo.testrun.device import has_gpu
-
-END = b'{"end": true}\n'
 
 # Kept, since the code under test may replace it. It ends the process without Python's own
 # farewell, which would wait for threads left running.
@@ -22,25 +20,25 @@ exit_process = os._exit
 
 def main() -> None:
     """Run one request from standard input."""
-    request = json.loads(sys.stdin.readline())
+    request = Request.decoded(sys.stdin.buffer.readline())
     results = Results()
     results.open(silenced_output())
     try:
-        limit_memory(request["memory_bytes"])
+        limit_memory(request.memory_bytes)
         enter(request)
         import pytest
 
-        which = [f"--impl={request['impl']}", f"--kata-seed={request['seed']}"]
-        results.finish(pytest.main([*request["arguments"], *which], plugins=[results]))
+        which = [f"--impl={request.impl}", f"--kata-seed={request.seed}"]
+        results.finish(pytest.main([*request.arguments, *which], plugins=[results]))
     except BaseException:
         exit_process(70)
     exit_process(0)
 
 
-def enter(request: dict[str, Any]) -> None:
+def enter(request: Request) -> None:
     """Take on the environment and the folder that the request asks for."""
-    os.environ.update(request["environment"])
-    os.chdir(request["root"])
+    os.environ.update(request.environment)
+    os.chdir(request.root)
 
 
 def silenced_output() -> TextIO:
@@ -50,12 +48,6 @@ def silenced_output() -> TextIO:
     os.dup2(nothing, 1)
     os.close(nothing)
     return results
-
-
-def say(file: TextIO, message: dict[str, Any]) -> None:
-    """Send one message as a line of JSON."""
-    file.write(json.dumps(message) + "\n")
-    file.flush()
 
 
 class Results:
@@ -72,12 +64,11 @@ class Results:
     def open(self, file: TextIO) -> None:
         """Send to this file from now on."""
         self._file = file
-        for line in self.kept:
-            file.write(line + "\n")
+        file.writelines(self.kept)
 
     def finish(self, exit_code: int) -> None:
         """Send pytest's exit code, as the last message."""
-        self._say({"exit": int(exit_code)})
+        self._say(exit_line(int(exit_code)))
         if self._file is not None:
             self._file.write(END.decode())
             self._file.flush()
@@ -85,24 +76,25 @@ class Results:
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Send a test's result."""
         if hasattr(report, "kata"):
-            self._say({"test": report.kata["result"]})
+            self._say(test_line(report.kata["result"]))
 
     def pytest_collectreport(self, report: Any) -> None:
         """Send why a test file could not be collected, or was skipped."""
         if report.failed:
-            self._say({"problem": str(report.longrepr)})
+            self._say(problem_line(str(report.longrepr)))
         elif report.skipped:
-            self._say({"problem": report.longrepr[2].removeprefix("Skipped: ")})
+            self._say(problem_line(report.longrepr[2].removeprefix("Skipped: ")))
 
     def pytest_internalerror(self, excrepr: Any) -> None:
         """Send the last line of what went wrong inside pytest."""
-        self._say({"problem": str(excrepr).strip().splitlines()[-1]})
+        self._say(problem_line(str(excrepr).strip().splitlines()[-1]))
 
-    def _say(self, message: dict[str, Any]) -> None:
+    def _say(self, line: str) -> None:
         if self._file is None:
-            self.kept.append(json.dumps(message))
+            self.kept.append(line)
         else:
-            say(self._file, message)
+            self._file.write(line)
+            self._file.flush()
 
 
 def limit_memory(extra: int) -> None:

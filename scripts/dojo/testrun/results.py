@@ -46,8 +46,8 @@ class TestResult:
         return self.name.partition("[")[0]
 
 
-class Status(StrEnum):
-    """How a run ended as a whole."""
+class Verdict(StrEnum):
+    """What a run says as a whole."""
 
     PASSED = "passed"
     FAILED = "failed"  # some test failed by an assertion, an exception or its time limit
@@ -61,16 +61,23 @@ class Status(StrEnum):
 class RunResult:
     """The outcome of a run: each test's result, and what happened to the run."""
 
-    status: Status
+    verdict: Verdict
     tests: tuple[TestResult, ...]
     detail: str
     seconds: float
     revision: str = ""
 
+    @classmethod
+    def of(cls, tests: Sequence[TestResult], seconds: float) -> "RunResult":
+        """Judge a run whose tests all came to their end."""
+        revision = next((test.revision for test in tests if test.revision), "")
+        verdict, detail = _judged(tests)
+        return cls(verdict, tuple(tests), detail, seconds, revision)
+
     @property
     def whole(self) -> bool:
         """Say whether the tests ran to the end, so that what passed proves something."""
-        return self.status in (Status.PASSED, Status.FAILED)
+        return self.verdict in (Verdict.PASSED, Verdict.FAILED)
 
 
 class _Bug(Protocol):
@@ -95,6 +102,19 @@ def solved(results: Sequence[TestResult]) -> bool:
 def broken(results: Iterable[TestResult]) -> str | None:
     """Return why the tests could not run, or None if they could."""
     return next((r.message for r in results if r.outcome is Outcome.ERROR), None)
+
+
+def _judged(tests: Sequence[TestResult]) -> tuple[Verdict, str]:
+    """Return what tests that all came to their end say together, and why."""
+    if reason := broken(tests):
+        return Verdict.BROKEN, reason
+    bad = (Outcome.FAILED, Outcome.TIMEOUT)
+    if first := next((test for test in tests if test.outcome in bad), None):
+        return Verdict.FAILED, first.message
+    if solved(tests):
+        return Verdict.PASSED, ""
+    # All skipped is no pass: nothing was shown.
+    return Verdict.BROKEN, tests[0].message if tests else "no test ran"
 
 
 def gone(planted: Sequence[_Bug], failing: set[str]) -> list[str]:

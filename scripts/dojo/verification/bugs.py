@@ -12,7 +12,8 @@ from dojo.kata.kata import Kata
 from dojo.kata.planting import choose, conflict
 from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner
-from dojo.testrun.results import Outcome, RunResult, Status, test_functions
+from dojo.testrun.implementation import Planted, Reference
+from dojo.testrun.results import Outcome, RunResult, Verdict, test_functions
 
 REFERENCE_SEEDS = 5
 BUG_SEEDS = 2
@@ -95,12 +96,12 @@ def _check_reference(kata: Kata, pool: Pool, report: Report) -> bool:
     """Run the positive control: nothing is learnt from bugs while the reference fails."""
 
     def run(runner: Runner, seed: int) -> RunResult:
-        return runner.run(kata, "reference", seed)
+        return runner.run(kata, Reference(), seed)
 
     for seed, result in enumerate(pool.map(run, range(REFERENCE_SEEDS))):
-        if result.status is not Status.PASSED:
+        if result.verdict is not Verdict.PASSED:
             report.problems.append(
-                f"the reference does not pass (--kata-seed {seed}): {result.status}: "
+                f"the reference does not pass (--kata-seed {seed}): {result.verdict}: "
                 f"{result.detail}"
             )
             return False
@@ -114,14 +115,14 @@ def _check_bugs(kata: Kata, bugs: list[Bug], pool: Pool, report: Report) -> None
 
     def run(runner: Runner, job: tuple[Bug, int]) -> RunResult:
         bug, seed = job
-        return runner.run(kata, f"bug:{bug.id}", seed)
+        return runner.run(kata, Planted((bug.id,)), seed)
 
     for (bug, seed), result in zip(jobs, pool.map(run, jobs), strict=True):
         failing = _caught_by(result)
         report.caught_by[bug.id] = min(len(failing), report.caught_by.get(bug.id, len(failing)))
         if not failing:
             report.problems.append(
-                f"bug {bug.id} is not caught (--kata-seed {seed}): {result.status} {result.detail}"
+                f"bug {bug.id} is not caught (--kata-seed {seed}): {result.verdict} {result.detail}"
             )
         for name in sorted(set(bug.killed_by) - failing):
             report.problems.append(
@@ -134,7 +135,7 @@ def _check_combinations(kata: Kata, bugs: list[Bug], pool: Pool, report: Report)
     jobs = random_combinations(kata, bugs)
 
     def run(runner: Runner, chosen: tuple[Bug, ...]) -> RunResult:
-        return runner.run(kata, "bug:" + "+".join(bug.id for bug in chosen), seed=0)
+        return runner.run(kata, Planted(tuple(bug.id for bug in chosen)), seed=0)
 
     report.combinations = len(jobs)
     for chosen, result in zip(jobs, pool.map(run, jobs), strict=True):
@@ -142,7 +143,7 @@ def _check_combinations(kata: Kata, bugs: list[Bug], pool: Pool, report: Report)
         together = " + ".join(bug.id for bug in chosen)
         report.combinations_caught += bool(failing)
         if not failing:
-            report.problems.append(f"{together}: not caught: {result.status} {result.detail}")
+            report.problems.append(f"{together}: not caught: {result.verdict} {result.detail}")
         # Progress counts a bug as gone when a test of its killed_by passes, so none may be masked.
         report.problems.extend(
             f"{together}: {name} passes although {bug.id} is planted; "
@@ -169,6 +170,6 @@ def _caught_by(result: RunResult) -> set[str]:
 
     A run that broke or crashed catches nothing, and neither does a time-out.
     """
-    if result.status is not Status.FAILED:
+    if result.verdict is not Verdict.FAILED:
         return set()
     return {test.function for test in result.tests if test.outcome is Outcome.FAILED}

@@ -1,17 +1,16 @@
 """Whether a kata's tests catch the mutants of its reference."""
 
 import random
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 from dojo.kata.kata import Equivalent, Kata
 from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner
+from dojo.testrun.implementation import Text
 from dojo.testrun.limits import Limits
-from dojo.testrun.results import Status
+from dojo.testrun.results import Verdict
 from dojo.verification.mutation.mutants import Mutant, mutants
 from dojo.verification.mutation.result_store import Trial, Trials
 
@@ -80,26 +79,23 @@ def judge(kata: Kata, pool: Pool) -> Iterator[Judged]:
 
 def judge_each(jobs: Iterable[Job], pool: Pool) -> Iterator[Judged]:
     """Judge mutants, of any katas, in order; each trial is kept as soon as it ends."""
-    with tempfile.TemporaryDirectory(prefix="kata-mutants-") as folder:
 
-        def work(runner: Runner, job: Job) -> Judged | None:
-            trial = _trial(runner, job, Path(folder))
-            return Judged(job.kata, job.mutant, trial) if trial else None
+    def work(runner: Runner, job: Job) -> Judged | None:
+        trial = _trial(runner, job)
+        return Judged(job.kata, job.mutant, trial) if trial else None
 
-        for judged in pool.map(work, jobs):
-            if judged:
-                yield judged
+    for judged in pool.map(work, jobs):
+        if judged:
+            yield judged
 
 
-def _trial(runner: Runner, job: Job, folder: Path) -> Trial | None:
+def _trial(runner: Runner, job: Job) -> Trial | None:
     known = job.trials and job.trials.get(job.mutant.key, job.seed, job.whole)
     if known:
         return known
-    path = folder / f"{job.kata.name}_{job.mutant.key}.py"
-    path.write_text(job.mutant.source, encoding="utf-8")
-    result = runner.run(job.kata, str(path), job.seed, first_failure=not job.whole)
-    path.unlink()
-    if result.status is Status.CANCELLED:  # whoever asked has gone
+    text = Text(job.mutant.source)
+    result = runner.run(job.kata, text, job.seed, first_failure=not job.whole)
+    if result.verdict is Verdict.CANCELLED:  # whoever asked has gone
         return None
     trial = Trial.of(job.mutant.key, job.seed, job.whole, result)
     if job.trials:

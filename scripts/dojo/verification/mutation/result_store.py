@@ -10,7 +10,7 @@ from pathlib import Path
 from dojo.files import read_bytes, revision, write_atomically
 from dojo.kata.kata import Kata
 from dojo.project import Project
-from dojo.testrun.results import Outcome, RunResult, Status, failing_functions
+from dojo.testrun.results import Outcome, RunResult, Verdict, failing_functions
 
 # Beside the kata's own files: an edit of any of these may change what is said, or how it is kept.
 _SHARED = (
@@ -51,7 +51,7 @@ class Trial:
             mutant,
             seed,
             whole,
-            _verdict(run.status, timed_out),
+            _verdict(run.verdict, timed_out),
             run.whole and not timed_out,
             tuple(sorted(failing)),
             len(passed),
@@ -61,10 +61,10 @@ class Trial:
         )
 
 
-def _verdict(status: Status, timed_out: bool) -> str:
-    if timed_out or status in (Status.FAILED, Status.TIMEOUT, Status.CRASHED):
+def _verdict(status: Verdict, timed_out: bool) -> str:
+    if timed_out or status in (Verdict.FAILED, Verdict.TIMEOUT, Verdict.CRASHED):
         return "caught"
-    return "invalid" if status is Status.BROKEN else "survived"
+    return "invalid" if status is Verdict.BROKEN else "survived"
 
 
 class Trials:

@@ -2,4 +2,4 @@
 
 from dojo.cli import main
 
-main(prog_name="kata")
+main(prog_name="scripts/kata.sh")

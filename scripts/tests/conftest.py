@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from dojo.history.history import History
 from dojo.kata import kata_toml
+from dojo.learner.player import Player
 from dojo.project import Project
 from dojo.runner.runner import Runner
 from dojo.testrun.limits import Limits
@@ -104,6 +106,17 @@ def project(tmp_path) -> Project:
 @pytest.fixture
 def kata(project):
     return kata_toml.load(project.katas / "01_scale")
+
+
+@pytest.fixture
+def history(project):
+    with History(project.history) as history:
+        yield history
+
+
+@pytest.fixture
+def player(project, kata, history):
+    return Player(project, kata, history)
 
 
 @pytest.fixture

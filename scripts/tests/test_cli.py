@@ -24,7 +24,7 @@ def cli(project):
 def test_every_command_has_help_with_an_example_and_a_script(cli, name):
     result = cli(name, "--help")
     assert result.exit_code == 0
-    assert f"Example: kata {name}" in result.output
+    assert f"Example: scripts/{name}.sh" in result.output
     script = REAL.root / "scripts" / f"{name}.sh"
     assert os.access(script, os.X_OK)
     assert f'kata.sh" {name} "$@"' in script.read_text()

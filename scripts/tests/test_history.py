@@ -3,8 +3,8 @@ import sqlite3
 import pytest
 
 from dojo.errors import DojoError
-from dojo.history import database
 from dojo.history.history import History, Run
+from dojo.history.migrations import MIGRATIONS
 
 RUN = Run("abc", passed=2, failed=1, gone=("divides",), solved=False, seconds=0.5)
 
@@ -47,11 +47,11 @@ def test_hints_are_counted_once_each(db):
 
 
 def test_every_older_version_is_migrated_without_loss(tmp_path):
-    for version in range(len(database.MIGRATIONS) + 1):
+    for version in range(len(MIGRATIONS) + 1):
         path = tmp_path / f"{version}.sqlite"
         old = sqlite3.connect(path)
-        for script in database.MIGRATIONS[:version]:
-            old.executescript(script)
+        for migration in MIGRATIONS[:version]:
+            old.executescript(migration.script)
         if version:
             old.execute(
                 "INSERT INTO attempt (kata, planted, started_at) "

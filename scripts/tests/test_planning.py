@@ -6,8 +6,9 @@ import pytest
 
 from dojo.errors import DojoError
 from dojo.history.history import History, Run
-from dojo.history.sessions import Ending, Sessions
+from dojo.history.sessions import Ending
 from dojo.kata import catalogue
+from dojo.kata.kata import Topic
 from dojo.practice import scheduler
 from dojo.practice.planning import Wishes, choose_bugs, plan
 from dojo.project import Project
@@ -23,7 +24,7 @@ def history(tmp_path):
 
 
 def practise(history, kata, grade):
-    sessions = Sessions(history.database)
+    sessions = history.sessions
     session = sessions.begin([(kata, ["x"], 600.0)])
     (exercise,) = sessions.exercises(session.id)
     sessions.end_exercise(exercise.id, Ending.SOLVED, 60.0, grade)
@@ -47,7 +48,7 @@ def test_wishes_are_kept(history):
     (only,) = plan(KATAS, history, Wishes(level="hard", minutes=5))
     assert only.kata.level == "hard"  # one at least, however little time
     with pytest.raises(DojoError, match=r"list\.sh"):
-        plan(KATAS, history, Wishes(topic="cooking"))
+        plan(KATAS, history, Wishes(topic=Topic.SYSTEMS))
 
 
 def test_named_katas_get_their_own_time(history):
@@ -62,7 +63,7 @@ def test_what_is_due_comes_first_and_what_is_not_comes_last(history, monkeypatch
     names = [kata.name for kata in KATAS]
     for name in names[:3]:
         practise(history, name, 4)
-    far = scheduler.due(Sessions(history.database).exercises())
+    far = scheduler.due(history.sessions.exercises())
     long_ago = {names[2]: far[names[2]].replace(year=2020)}
     monkeypatch.setattr(scheduler, "due", lambda *_: {**far, **long_ago})
     ordered = [item.kata.name for item in plan(KATAS, history, Wishes(katas=len(KATAS)))]
@@ -116,7 +117,7 @@ def test_katas_solved_elsewhere_are_not_new(history):
 
 
 def test_the_interview_date_is_remembered_until_it_has_passed(history):
-    sessions = Sessions(history.database)
+    sessions = history.sessions
     assert sessions.interview_on() is None
     day = date.today() + timedelta(days=1)
     sessions.begin([("x", [], 60.0)], interview_on=day)

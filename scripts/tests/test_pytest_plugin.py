@@ -63,12 +63,8 @@ def test_lf_runs_what_failed_alone(run_pytest):
     assert "2 failed" in run_pytest("katas/01_scale", "--lf").stdout
 
 
-def test_several_bugs_show_progress(run_pytest, kata):
-    from dojo.learner.player import open_player
-    from dojo.project import Project
-
-    with open_player(Project(kata.folder.parent.parent), kata) as player:
-        player.plant(["adds-factor", "subtracts-offset"])
+def test_several_bugs_show_progress(run_pytest, kata, player):
+    player.plant(["adds-factor", "subtracts-offset"])
     assert "0 of 2 bugs fixed" in run_pytest("katas/01_scale").stdout
     kata.botched.write_text(kata.botched.read_text().replace("x - offset", "x + offset"))
     assert "1 of 2 bugs fixed" in run_pytest("katas/01_scale").stdout

@@ -114,7 +114,7 @@ def test_a_kata_from_its_brief_to_the_end_of_the_session(begin, kata):
 
     assert lead(app, script) is True
     assert [item.ending for item in practice.exercises()] == [Ending.SOLVED]
-    assert session.Sessions(practice._history.database).unfinished() is None
+    assert practice._history.sessions.unfinished() is None
 
 
 def test_skip_and_reveal_ask_first_and_the_next_kata_follows(begin):

@@ -1,20 +1,12 @@
 import pytest
 
 from dojo.errors import DojoError
-from dojo.history.history import History
-from dojo.history.sessions import Ending, Sessions
-from dojo.learner.player import Player, open_player
+from dojo.history.sessions import Ending
+from dojo.learner.player import Player
 from dojo.practice import session
 from dojo.practice.planning import Planned
 from dojo.practice.session import Round
 from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
-
-
-@pytest.fixture
-def history(project):
-    history = History(project.history)
-    yield history
-    history.close()
 
 
 @pytest.fixture
@@ -41,14 +33,10 @@ def opened(project, kata, history, begin):
 
     def opened(practice):
         exercise = next(item for item in practice.exercises() if item.ending is None)
-        player = Player(project, kata)
-        players.append(player)
+        player = Player(project, kata, history)
         return Round(player, exercise, practice.session.interview, time), time
 
-    players = []
-    yield opened
-    for player in players:
-        player.history.close()
+    return opened
 
 
 def run(**outcomes):
@@ -130,12 +118,11 @@ def test_a_session_that_was_cut_off_goes_on_where_it_stood(project, kata, histor
     assert [item.ending for item in resumed.debriefs()] == [Ending.SKIPPED, Ending.MISSED]
 
 
-def test_a_kata_that_was_planted_anew_or_removed_is_passed_over(project, kata, history, begin):
+def test_a_kata_that_was_planted_anew_or_removed_is_passed_over(project, kata, player, begin):
     practice = begin(600.0, 300.0)
     with practice.next_round() as round_:
         round_.leave()
-    with open_player(project, kata) as player:
-        player.plant(["divides"])
+    player.plant(["divides"])
     with practice.next_round() as round_:
         assert round_.budget == 300
         round_.leave()
@@ -176,7 +163,7 @@ def test_a_second_session_at_once_is_refused(project):
 def test_ending_a_session_skips_what_was_not_reached(begin, history):
     practice = begin(600.0, 300.0)
     practice.end()
-    sessions = Sessions(history.database)
+    sessions = history.sessions
     assert [item.ending for item in sessions.exercises()] == [Ending.SKIPPED] * 2
     assert sessions.unfinished() is None
     assert sessions.all()[0].ended_at is not None

@@ -7,11 +7,11 @@ from click.testing import CliRunner
 
 from dojo.cli import main
 from dojo.errors import DojoError
-from dojo.history.database import MIGRATIONS
 from dojo.history.export import export_history, import_history
 from dojo.history.history import History, Run
 from dojo.history.merge import rows
-from dojo.history.sessions import Ending, Sessions
+from dojo.history.migrations import MIGRATIONS
+from dojo.history.sessions import Ending
 from dojo.history.statistics import gather
 
 TODAY = date(2026, 3, 10)
@@ -48,7 +48,7 @@ def practise(history):
     history.add_hint(attempt, "divides", 0)
     history.add_run(attempt, FAILED)
     history.add_run(attempt, SOLVED)
-    sessions = Sessions(history.database)
+    sessions = history.sessions
     session = sessions.begin([("01_scale", ["divides"], 600), ("02_rope", ["twist"], 900)])
     first, second = sessions.exercises(session.id)
     attempt = history.start("01_scale", ["divides"])
@@ -62,7 +62,7 @@ def practise(history):
 
 def begin_session(history):
     """A session whose first exercise is at work; return the session."""
-    sessions = Sessions(history.database)
+    sessions = history.sessions
     session = sessions.begin([("01_scale", ["divides"], 600), ("02_rope", ["twist"], 900)])
     (first, _) = sessions.exercises(session.id)
     sessions.begin_exercise(first.id, history.start("01_scale", ["divides"]))
@@ -112,8 +112,8 @@ def test_references_follow_their_rows_to_new_ids(history, other):
     for table in TABLES:
         assert after[table][: len(before[table])] == before[table]
         assert len(after[table]) == 2 * len(before[table])
-    for session in Sessions(history.database).all():
-        solved, missed = Sessions(history.database).exercises(session.id)
+    for session in history.sessions.all():
+        solved, missed = history.sessions.exercises(session.id)
         assert (solved.kata, missed.kata) == ("01_scale", "02_rope")
         assert history.last_run(solved.attempt) == SOLVED
         assert history.attempt(missed.attempt).kata == "02_rope"
@@ -126,11 +126,11 @@ def test_an_unfinished_session_comes_as_ended_and_later_with_how_it_ended(histor
     session = begin_session(other)
     early = export_history(other).encode()
     import_history(history, early, "history.json")
-    ours = Sessions(history.database)
+    ours = history.sessions
     assert ours.unfinished() is None
     assert [exercise.ending for exercise in ours.exercises()] == [Ending.SKIPPED] * 2
 
-    theirs = Sessions(other.database)
+    theirs = other.sessions
     exercise = theirs.exercises(session.id)[0]
     other.add_run(exercise.attempt, SOLVED)
     theirs.end_exercise(exercise.id, Ending.SOLVED, 390, 3)
@@ -158,8 +158,8 @@ def test_a_session_at_work_here_goes_on(history, other):
     session = begin_session(history)
     carry(history, other)
     carry(other, history)
-    assert Sessions(history.database).unfinished() == session
-    assert Sessions(history.database).exercises()[0].ending is None
+    assert history.sessions.unfinished() == session
+    assert history.sessions.exercises()[0].ending is None
 
 
 def test_an_export_of_the_first_version_imports(history):

@@ -2,11 +2,12 @@
 
 import importlib
 import os
+import re
 import sys
 
 import click
 
-from dojo.errors import DojoError
+from dojo.errors import TYPED, DojoError, command
 from dojo.project import Project
 
 _COMMANDS = (
@@ -28,6 +29,14 @@ _COMMANDS = (
 )
 
 
+class _Context(click.Context):
+    """Calls a command in its usage line as the person typed it."""
+
+    @property
+    def command_path(self) -> str:
+        return command(self.info_name or "")
+
+
 class _Commands(click.Group):
     """Finds sub-commands by name, so that `kata --help` imports no torch."""
 
@@ -38,14 +47,27 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"dojo.cli.{cmd_name}_command")
-        command: click.Command = module.command
-        return command
+        found: click.Command = module.command
+        found.context_class = _Context
+        found.help = _as_typed(found.help or "")
+        return found
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.help = _as_typed(self.help or "")
+        super().format_help_text(ctx, formatter)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except DojoError as error:
             raise click.ClickException(str(error)) from None
+
+
+def _as_typed(text: str) -> str:
+    """Return a help text with its commands, such as `kata reset`, as the person types them."""
+    names = "|".join(_COMMANDS)
+    pattern = rf"\bkata ({names})\b|scripts/({names})\.sh"
+    return re.sub(pattern, lambda match: command(match[1] or match[2]), text)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,3 +85,9 @@ def main(ctx: click.Context) -> None:
         ctx.color = False
     # A reader that stops early, such as head, is no error.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def kata() -> None:
+    """Run the installed `kata` command, whose messages name it where the scripts name theirs."""
+    os.environ[TYPED] = "kata"
+    main(prog_name="kata")

@@ -2,8 +2,9 @@
 
 import click
 
+from dojo.history.history import History
 from dojo.kata import catalogue
-from dojo.learner.player import open_player
+from dojo.learner.player import Player
 from dojo.project import Project
 from dojo.runner.runner import Runner
 from dojo.wording.runs import run_lines
@@ -20,9 +21,9 @@ def command(project: Project, name: str) -> None:
     Exit status: 0 solved, 1 not yet.
     """
     kata = catalogue.find(project, name)
-    with Runner(project) as runner, open_player(project, kata) as player:
+    with Runner(project) as runner, History(project.history) as history:
         result = runner.run(kata)
-        judgement = player.record(result)
+        judgement = Player(project, kata, history).record(result)
     for line in run_lines(kata.name, result, judgement):
         click.echo(line)
     if not judgement.solved:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from dojo.cli import output
+from dojo.errors import command as say
 from dojo.history.export import export_history
 from dojo.history.history import History
 from dojo.project import Project
@@ -22,11 +23,10 @@ def command(project: Project, file: Path, force: bool) -> None:
     \b
     Example: kata export history.json
     """
-    history = History(project.history)
-    text = export_history(history) + "\n"
-    history.close()
+    with History(project.history) as history:
+        text = export_history(history) + "\n"
     if str(file) == "-":
         click.echo(text, nl=False)
         return
     output.write(file, text, overwrite=force)
-    click.echo(f"wrote {file}; scripts/import.sh {file.name} merges it on another machine")
+    click.echo(f"wrote {file}; {say('import', file.name)} merges it on another machine")

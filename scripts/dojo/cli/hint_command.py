@@ -3,8 +3,9 @@
 import click
 
 from dojo.files import revision
+from dojo.history.history import History
 from dojo.kata import catalogue
-from dojo.learner.player import Player, open_player
+from dojo.learner.player import Player
 from dojo.project import Project
 from dojo.runner.runner import Runner
 
@@ -19,7 +20,8 @@ def command(project: Project, name: str) -> None:
     Example: kata hint softmax
     """
     kata = catalogue.find(project, name)
-    with open_player(project, kata) as player:
+    with History(project.history) as history:
+        player = Player(project, kata, history)
         click.echo(player.give_hint(_gone(project, player)))
 
 

@@ -22,10 +22,7 @@ def command(project: Project, file: str) -> None:
     """
     with click.open_file(file, "rb") as stream:
         content = stream.read()
-    history = History(project.history)
-    try:
+    with History(project.history) as history:
         new = import_history(history, content, "standard input" if file == "-" else file)
-    finally:
-        history.close()
     counts = [count(number, table) for table, number in new.items()]
     click.echo(f"imported {', '.join(counts)}" if counts else "nothing new in it")

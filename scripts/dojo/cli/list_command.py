@@ -8,7 +8,6 @@ import click
 from dojo.cli.table import render
 from dojo.errors import CatalogueError
 from dojo.history.history import History
-from dojo.history.sessions import Sessions
 from dojo.kata import catalogue, kata_toml
 from dojo.kata.kata import Kata
 from dojo.practice import scheduler
@@ -27,28 +26,27 @@ def command(project: Project, markdown: bool) -> None:
     if markdown:
         click.echo(readme_table(catalogue.load_all(project)))
         return
-    history = History(project.history)
-    solved = history.solved_katas()
-    sessions = Sessions(history.database)
-    due = scheduler.due(sessions.exercises(), sessions.interview_on())
-    rows = []
-    malformed = []
-    for folder in catalogue.kata_folders(project):
-        try:
-            kata = kata_toml.load(folder)
-        except CatalogueError as error:
-            malformed.append(str(error))
-            continue
-        attempts = history.attempts(kata.name)
-        if kata.name in solved:
-            state = "solved"
-        elif any(attempt.revealed_at for attempt in attempts):
-            state = "revealed"
-        else:
-            state = "tried" if attempts else ""
-        when = _days_from_now(due[kata.name]) if kata.name in due else ""
-        rows.append((kata.name, kata.topic, kata.level, str(kata.minutes), state, when))
-    history.close()
+    with History(project.history) as history:
+        solved = history.solved_katas()
+        sessions = history.sessions
+        due = scheduler.due(sessions.exercises(), sessions.interview_on())
+        rows = []
+        malformed = []
+        for folder in catalogue.kata_folders(project):
+            try:
+                kata = kata_toml.load(folder)
+            except CatalogueError as error:
+                malformed.append(str(error))
+                continue
+            attempts = history.attempts(kata.name)
+            if kata.name in solved:
+                state = "solved"
+            elif any(attempt.revealed_at for attempt in attempts):
+                state = "revealed"
+            else:
+                state = "tried" if attempts else ""
+            when = _days_from_now(due[kata.name]) if kata.name in due else ""
+            rows.append((kata.name, kata.topic, kata.level, str(kata.minutes), state, when))
     click.echo(render(("kata", "topic", "level", "minutes", "state", "due"), rows))
     for message in malformed:
         click.secho(message, fg="red", err=True)

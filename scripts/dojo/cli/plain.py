@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import click
 
 from dojo.cli.diff import colour_diff
+from dojo.errors import command as say
 from dojo.history.sessions import Ending
 from dojo.learner.watcher import Judged, Key, Started, watching
 from dojo.practice.debrief import Debrief
@@ -163,4 +164,4 @@ def _print_debrief(debrief: Debrief) -> None:
     for line in bug_lines(debrief):
         click.echo(line)
     if debrief.ending is not Ending.SOLVED:
-        click.echo(f"\nThe correct text: scripts/reveal.sh {debrief.kata.name}")
+        click.echo(f"\nThe correct text: {say('reveal', debrief.kata.name)}")

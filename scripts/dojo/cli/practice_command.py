@@ -8,6 +8,7 @@ from datetime import date, datetime
 import click
 
 from dojo.errors import DojoError
+from dojo.errors import command as say
 from dojo.files import write_atomically
 from dojo.history.history import History
 from dojo.kata import catalogue
@@ -33,8 +34,16 @@ Lead = Callable[[Practice, Runner], bool]
     help=f"For all katas together. Default: {DEFAULT_MINUTES:g}, or the named katas' own time.",
 )
 @click.option("--katas", "count", type=click.IntRange(min=1), help="How many katas to choose.")
-@click.option("--topic", type=click.Choice(list(Topic)), help="Choose katas of this topic.")
-@click.option("--level", type=click.Choice(list(Level)), help="Choose katas of this level.")
+@click.option(
+    "--topic",
+    type=click.Choice([str(topic) for topic in Topic]),
+    help="Choose katas of this topic.",
+)
+@click.option(
+    "--level",
+    type=click.Choice([str(level) for level in Level]),
+    help="Choose katas of this level.",
+)
 @click.option("--seed", type=int, metavar="S", help="The same katas and bugs for everyone.")
 @click.option("--gpu", is_flag=True, help="Kernel katas, with bugs that only a GPU shows.")
 @click.option("--fresh", is_flag=True, help="Bugs that are in no catalogue.")
@@ -78,8 +87,8 @@ def command(
         named=tuple(dict.fromkeys(catalogue.find(project, name) for name in names)),
         minutes=allowed,
         katas=count,
-        topic=topic,
-        level=level,
+        topic=Topic(topic) if topic else None,
+        level=Level(level) if level else None,
         seed=seed,
         gpu=gpu,
         fresh=fresh,
@@ -88,18 +97,18 @@ def command(
     )
     simple = plain or os.environ.get("TERM") == "dumb"
     lead = _plain if simple or not (sys.stdin.isatty() and sys.stdout.isatty()) else _full_screen
-    with session.alone(project), Runner(project) as runner:  # it gets warm while the brief is read
-        history = History(project.history)
+    with (
+        session.alone(project),
+        Runner(project) as runner,  # it gets warm while the brief is read
+        History(project.history) as history,
+    ):
+        practice = _resumed(project, history, wishes) or _begun(project, history, wishes)
         try:
-            practice = _resumed(project, history, wishes) or _begun(project, history, wishes)
-            try:
-                finished = lead(practice, runner)
-            except KeyboardInterrupt:
-                _say_goodbye(project, practice, finished=False)
-                raise SystemExit(130) from None
-            _say_goodbye(project, practice, finished)
-        finally:
-            history.close()
+            finished = lead(practice, runner)
+        except KeyboardInterrupt:
+            _say_goodbye(project, practice, finished=False)
+            raise SystemExit(130) from None
+        _say_goodbye(project, practice, finished)
 
 
 def _plain(practice: Practice, runner: Runner) -> bool:
@@ -158,7 +167,7 @@ def _begun(project: Project, history: History, wishes: Wishes) -> Practice:
 def _say_goodbye(project: Project, practice: Practice, finished: bool) -> None:
     if not finished:
         click.echo(
-            "\nThe session waits for you, your file is as you left it: scripts/practice.sh goes on."
+            f"\nThe session waits for you, your file is as you left it: {say('practice')} goes on."
         )
         return
     debriefs = practice.debriefs()

@@ -4,10 +4,12 @@ import secrets
 
 import click
 
+from dojo.errors import command as say
+from dojo.history.history import History
 from dojo.kata import catalogue
 from dojo.kata.drawing import draw_bugs
 from dojo.kata.kata import Kata
-from dojo.learner.player import open_player
+from dojo.learner.player import Player
 from dojo.project import Project
 from dojo.wording.quantities import count as counted
 
@@ -49,8 +51,10 @@ def command(
     chosen = [(kata, _choose(kata, bugs, fresh, count, seed)) for kata in katas]
     for kata, bug_ids in chosen:
         kata.planted_source(bug_ids)
-    for kata, bug_ids in chosen:
-        _reset(project, kata, bug_ids, f"fresh, --seed {seed}" if fresh else "")
+    note = f"fresh, --seed {seed}" if fresh else ""
+    with History(project.history) as history:
+        for kata, bug_ids in chosen:
+            _reset(Player(project, kata, history), bug_ids, note)
 
 
 def _choose(
@@ -67,9 +71,9 @@ def _choose(
     return draw_bugs(kata, number, seed, kata.some_fresh() if fresh else None)
 
 
-def _reset(project: Project, kata: Kata, bug_ids: tuple[str, ...], note: str) -> None:
-    with open_player(project, kata) as player:
-        backup = player.plant(bug_ids)
-    kept = f"; your text is kept: scripts/undo.sh {kata.name}" if backup else ""
+def _reset(player: Player, bug_ids: tuple[str, ...], note: str) -> None:
+    name = player.kata.name
+    backup = player.plant(bug_ids)
+    kept = f"; your text is kept: {say('undo', name)}" if backup else ""
     how = f" ({note})" if note else ""
-    click.echo(f"{kata.name}: {counted(len(bug_ids), 'bug')} planted{how}{kept}")
+    click.echo(f"{name}: {counted(len(bug_ids), 'bug')} planted{how}{kept}")

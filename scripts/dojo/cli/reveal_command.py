@@ -5,9 +5,10 @@ import sys
 import click
 
 from dojo.cli.diff import colour_diff
+from dojo.errors import command as say
+from dojo.history.history import History
 from dojo.kata import catalogue
-from dojo.learner.player import Player, open_player
-from dojo.learner.workspace import Planting
+from dojo.learner.player import Player, unknown_line
 from dojo.project import Project
 from dojo.wording.runs import story_lines
 
@@ -24,17 +25,20 @@ def command(project: Project, name: str, apply: bool, yes: bool) -> None:
     Example: kata reveal softmax
     """
     kata = catalogue.find(project, name)
-    with open_player(project, kata) as player:
+    with History(project.history) as history:
+        player = Player(project, kata, history)
         _confirm(player, yes)
         player.history.reveal(player.attempt().id)
         diff = player.diff_to_correct()
         click.echo(colour_diff(diff) if diff else f"{kata.name}: your file is the reference")
-        for bug in player.planted():
+        planting = player.planting()
+        for bug in planting.bugs:
             click.echo("\n" + "\n".join(story_lines(bug)))
+        if unknown := unknown_line(kata.name, planting):
+            click.echo(f"\n{unknown}")
         if apply:
-            planting = Planting(player.workspace.planting().bugs, player.attempt().id)
-            backup = player.workspace.replace(kata.correct_source.encode(), planting, "reveal")
-            kept = f"; your text is kept: scripts/undo.sh {kata.name}" if backup else ""
+            backup = player.put_right()
+            kept = f"; your text is kept: {say('undo', kata.name)}" if backup else ""
             click.echo(f"\n{kata.name}: fixed{kept}")
 
 

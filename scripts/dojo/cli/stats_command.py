@@ -11,6 +11,7 @@ import click
 from dojo.cli import output
 from dojo.cli.table import render
 from dojo.errors import CatalogueError
+from dojo.errors import command as say
 from dojo.history.history import History
 from dojo.history.misses import Missed
 from dojo.history.statistics import Solved, Stats, Times, gather
@@ -57,9 +58,8 @@ def command(project: Project, as_json: bool, page: Path | None) -> None:
     """
     if as_json and page:
         raise click.UsageError("give --json or --html, not both")
-    history = History(project.history)
-    stats = gather(history, _well_formed(project), datetime.now().date())
-    history.close()
+    with History(project.history) as history:
+        stats = gather(history, _well_formed(project), datetime.now().date())
     if as_json:
         click.echo(stats.as_json())
     elif page:
@@ -70,7 +70,7 @@ def command(project: Project, as_json: bool, page: Path | None) -> None:
         output.write(page, render_page(stats))
         click.echo(f"wrote {page}")
     elif stats.empty:
-        click.echo("Nothing practised yet. scripts/practice.sh starts a session.")
+        click.echo(f"Nothing practised yet. {say('practice')} starts a session.")
     else:
         width = min(shutil.get_terminal_size().columns, 100)
         click.echo("\n\n".join(_sections(stats, width)))

@@ -9,9 +9,10 @@ import click
 
 from dojo.cli.diff import colour_diff
 from dojo.cli.keys import key_presses
+from dojo.history.history import History
 from dojo.kata import catalogue, kata_toml
 from dojo.kata.kata import Kata
-from dojo.learner.player import Player, open_player
+from dojo.learner.player import Player
 from dojo.learner.watcher import Judged, Key, watching
 from dojo.project import Project
 from dojo.runner.runner import Runner
@@ -35,10 +36,9 @@ def command(project: Project, name: str) -> None:
     Example: kata watch softmax
     """
     kata: Kata | None = catalogue.find(project, name)
-    with Runner(project) as runner:
+    with Runner(project) as runner, History(project.history) as history:
         while kata is not None:
-            with open_player(project, kata) as player:
-                go_on = _Screen(player, runner).show()
+            go_on = _Screen(Player(project, kata, history), runner).show()
             kata = _following(project, kata) if go_on else None
 
 
@@ -86,8 +86,7 @@ class _Screen:
             diff = self._player.diff_from_planted()
             click.echo(colour_diff(diff) if diff else "you have changed nothing yet")
         elif character == "r":
-            bugs = [bug.id for bug in self._player.planted()]
-            backup = self._player.plant(bugs)
+            backup = self._player.plant(self._player.attempt().planted)
             click.echo("planted again" + ("; u brings your text back" if backup else ""))
         elif character == "u":
             if self._player.workspace.backups():

@@ -11,64 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dojo.errors import DojoError
-
-# Migration n brings a database of version n to version n + 1. Only ever append.
-MIGRATIONS = (
-    """
-    CREATE TABLE attempt (
-        id INTEGER PRIMARY KEY,
-        kata TEXT NOT NULL,
-        planted TEXT NOT NULL,
-        started_at TEXT NOT NULL,
-        revealed_at TEXT,
-        solved_at TEXT
-    );
-    CREATE INDEX attempt_kata ON attempt (kata);
-    CREATE TABLE run (
-        id INTEGER PRIMARY KEY,
-        attempt INTEGER NOT NULL REFERENCES attempt (id),
-        at TEXT NOT NULL,
-        revision TEXT NOT NULL,
-        passed INTEGER NOT NULL,
-        failed INTEGER NOT NULL,
-        gone TEXT NOT NULL,
-        solved INTEGER NOT NULL,
-        seconds REAL NOT NULL
-    );
-    CREATE INDEX run_attempt ON run (attempt);
-    CREATE TABLE hint (
-        id INTEGER PRIMARY KEY,
-        attempt INTEGER NOT NULL REFERENCES attempt (id),
-        at TEXT NOT NULL,
-        bug TEXT NOT NULL,
-        level INTEGER NOT NULL,
-        UNIQUE (attempt, bug, level)
-    );
-    """,
-    """
-    CREATE TABLE session (
-        id INTEGER PRIMARY KEY,
-        started_at TEXT NOT NULL,
-        interview INTEGER NOT NULL,
-        interview_on TEXT,
-        ended_at TEXT
-    );
-    CREATE TABLE exercise (
-        id INTEGER PRIMARY KEY,
-        session INTEGER NOT NULL REFERENCES session (id),
-        kata TEXT NOT NULL,
-        bugs TEXT NOT NULL,
-        budget REAL NOT NULL,
-        spent REAL NOT NULL DEFAULT 0,
-        attempt INTEGER REFERENCES attempt (id),
-        outcome TEXT,
-        grade INTEGER,
-        ended_at TEXT
-    );
-    CREATE INDEX exercise_session ON exercise (session);
-    CREATE INDEX exercise_kata ON exercise (kata);
-    """,
-)
+from dojo.history.migrations import MIGRATIONS
 
 
 class Database:
@@ -90,6 +33,14 @@ class Database:
         """Run one statement."""
         return self._connection.execute(statement, parameters)
 
+    def __enter__(self) -> "Database":
+        """Return the database itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection."""
+        self.close()
+
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
@@ -110,8 +61,8 @@ class Database:
             (version,) = self.execute("PRAGMA user_version").fetchone()
             if version > len(MIGRATIONS):
                 raise DojoError(f"the history {path} was written by a newer version of the katas")
-            for script in MIGRATIONS[version:]:
-                for statement in script.split(";"):
+            for migration in MIGRATIONS[version:]:
+                for statement in migration.script.split(";"):
                     self.execute(statement)
             self.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 

@@ -10,15 +10,16 @@ import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dojo.errors import DojoError
-from dojo.history.database import MIGRATIONS, Database, now
+from dojo.errors import DojoError, command
+from dojo.history.database import Database, now
 from dojo.history.history import History
 from dojo.history.merge import merge, rows
+from dojo.history.migrations import MIGRATIONS
 from dojo.history.sessions import Sessions
 
 _FORMAT = "history of ml-bug-katas"
@@ -61,7 +62,7 @@ def import_history(history: History, content: bytes, name: str) -> Counter[str]:
         path = Path(folder) / "history.sqlite"
         with _refusing(name):
             _restore(path, version, tables)
-        with closing(History(path)) as theirs:
+        with History(path) as theirs:
             with _refusing(name):
                 _check(theirs.database)
             return merge(theirs.database, history.database)
@@ -81,9 +82,9 @@ def _document(content: bytes, name: str) -> tuple[int, Any]:
         document = json.loads(content)
         known, version, tables = (document[key] for key in ("format", "version", "tables"))
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise DojoError(f"{name} is no whole export; scripts/export.sh makes one") from None
+        raise DojoError(f"{name} is no whole export; {command('export')} makes one") from None
     if known != _FORMAT or type(version) is not int or version < 1:
-        raise DojoError(f"{name} is no export of these katas; scripts/export.sh makes one")
+        raise DojoError(f"{name} is no export of these katas; {command('export')} makes one")
     if version > len(MIGRATIONS):
         raise DojoError(
             f"{name} was exported by a newer version of the katas; update this checkout first"
@@ -95,8 +96,8 @@ def _restore(path: Path, version: int, tables: Any) -> None:
     """Make a database of that version with these rows."""
     database = sqlite3.connect(path)
     try:
-        for script in MIGRATIONS[:version]:
-            database.executescript(script)
+        for migration in MIGRATIONS[:version]:
+            database.executescript(migration.script)
         names = {name for (name,) in database.execute(_TABLES)}
         if names != tables.keys():
             raise ValueError(f"its tables should be {', '.join(sorted(names))}")
@@ -147,8 +148,9 @@ def _check(database: Database) -> None:
                     raise ValueError(f"{value} is no grade")
                 if name in _LISTS:
                     _check_names(value)
-    Sessions(database).all()
-    Sessions(database).exercises()
+    sessions = Sessions(database)
+    sessions.all()
+    sessions.exercises()
 
 
 def _check_names(text: str) -> None:

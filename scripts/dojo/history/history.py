@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from dojo.history.database import Database, moment, now
+from dojo.history.sessions import Sessions
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Attempt:
 
     id: int
     kata: str
-    planted: tuple[str, ...]
+    planted: tuple[str, ...]  # ids of bugs; none if nobody knows any more what was planted
     started_at: datetime
     revealed_at: datetime | None
     solved_at: datetime | None
@@ -34,11 +35,20 @@ class Run:
 
 
 class History:
-    """The learner's attempts. What concerns practice sessions is in `dojo.history.sessions`."""
+    """The learner's attempts, and in `sessions` the practice sessions; one connection a command."""
 
     def __init__(self, path: Path) -> None:
         """Open the database, or raise `DojoError` if it cannot be used."""
         self.database = Database(path)
+        self.sessions = Sessions(self.database)
+
+    def __enter__(self) -> "History":
+        """Return the history itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the database."""
+        self.close()
 
     def close(self) -> None:
         """Close the database."""

@@ -32,7 +32,7 @@ def missed_bugs(
     missed: Counter[tuple[str, str]] = Counter()
     hinted: Counter[tuple[str, str]] = Counter()
     for exercise in exercises:
-        bugs = {(exercise.kata, bug) for bug in exercise.bugs}
+        bugs = {(exercise.kata, bug) for bug in _planted(history, exercise)}
         found = {(exercise.kata, bug) for bug in _found(history, exercise)}
         helped = {(exercise.kata, bug) for bug in _helped(history, exercise)}
         planted.update(bugs)
@@ -42,10 +42,15 @@ def missed_bugs(
     return tuple(_described(katas, bug, planted[bug], missed[bug], hinted[bug]) for bug in worst)
 
 
+def _planted(history: History, exercise: Exercise) -> set[str]:
+    attempt = history.attempt(exercise.attempt) if exercise.attempt is not None else None
+    return set(attempt.planted) if attempt else set()
+
+
 def _found(history: History, exercise: Exercise) -> set[str]:
     """Return the bugs that were gone when the exercise ended; a later run does not count."""
     if exercise.ending is Ending.SOLVED:
-        return set(exercise.bugs)
+        return _planted(history, exercise)
     row = history.database.execute(
         "SELECT gone FROM run WHERE attempt = ? AND at <= ? ORDER BY at DESC LIMIT 1",
         (exercise.attempt, exercise.ended_at and exercise.ended_at.isoformat()),

@@ -36,7 +36,7 @@ class Exercise:
     id: int
     session: int
     kata: str
-    bugs: tuple[str, ...]
+    bugs: tuple[str, ...]  # to be planted; what was, its attempt knows
     budget: float
     spent: float
     attempt: int | None  # none until it begins

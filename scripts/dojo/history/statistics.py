@@ -9,7 +9,7 @@ from datetime import date, timedelta, tzinfo
 from dojo.history.database import Database, moment
 from dojo.history.history import History
 from dojo.history.misses import Missed, missed_bugs
-from dojo.history.sessions import Ending, Exercise, Sessions
+from dojo.history.sessions import Ending, Exercise
 from dojo.kata.kata import Kata
 
 _DAY = timedelta(days=1)
@@ -80,7 +80,7 @@ def gather(
 ) -> Stats:
     """Add up a history; days are those of the zone, by default the local one."""
     solved = history.solved_katas()
-    exercises = _ended(Sessions(history.database).exercises())
+    exercises = _ended(history.sessions.exercises())
     days = _days(history.database, zone)
     current, longest = _streaks(days, today)
     levels = sorted(katas, key=lambda kata: kata.level.rank)

@@ -1,24 +1,32 @@
-"""What a learner does with a kata, kept in step: the file, what is planted, and the history."""
+"""One learner at one kata: the file, what is planted in it, and the history, kept in step."""
 
 import difflib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from dojo.errors import DojoError, command
 from dojo.history.history import Attempt, History, Run
 from dojo.kata.bug import Bug
 from dojo.kata.kata import Kata
-from dojo.learner.workspace import Backup, Planting, Workspace
+from dojo.learner.workspace import Backup, Workspace
 from dojo.project import Project
 from dojo.testrun import results
 from dojo.testrun.results import Outcome, RunResult, Verdict
 
 
 @dataclass(frozen=True)
+class Planting:
+    """What is planted in a learner's file: bugs, and the ids of those that the kata lacks now."""
+
+    bugs: tuple[Bug, ...]
+    unknown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Judgement:
     """What one whole run says of the planted bugs."""
 
-    planted: tuple[Bug, ...]
+    planting: Planting
     gone: tuple[str, ...]
     solved: bool
 
@@ -26,50 +34,57 @@ class Judgement:
 class Player:
     """One learner at one kata."""
 
-    def __init__(self, project: Project, kata: Kata) -> None:
-        """Open the kata's workspace and the project's history."""
+    def __init__(self, project: Project, kata: Kata, history: History) -> None:
+        """Open the kata's workspace."""
         self.kata = kata
         self.workspace = Workspace(project, kata)
-        self.history = History(project.history)
-
-    def planted(self) -> tuple[Bug, ...]:
-        """Return the bugs planted in the learner's file."""
-        return tuple(self.kata.bug(bug_id) for bug_id in self.workspace.planting().bugs)
+        self.history = history
 
     def attempt(self) -> Attempt:
         """Return the present attempt, beginning one if none is recorded."""
-        planting = self.workspace.planting()
-        if planting.attempt is not None:
-            attempt = self.history.attempt(planting.attempt)
-            if attempt is not None:
+        attempt_id = self.workspace.attempt()
+        planted = self.kata.default
+        if attempt_id is not None:
+            attempt = self.history.attempt(attempt_id)
+            if attempt is not None and attempt.kata == self.kata.name:
                 return attempt
-        attempt_id = self.history.start(self.kata.name, planting.bugs)
-        self.workspace.record(replace(planting, attempt=attempt_id))
+            planted = ()  # the history was lost, and with it what is planted
+        attempt_id = self.history.start(self.kata.name, planted)
+        self.workspace.record(attempt_id)
         attempt = self.history.attempt(attempt_id)
         assert attempt is not None
         return attempt
 
+    def planting(self) -> Planting:
+        """Return what is planted in the learner's file."""
+        return planting_of(self.kata, self.attempt())
+
     def plant(self, bug_ids: Sequence[str], reason: str = "reset") -> Backup | None:
         """Plant these bugs in the learner's file as a new attempt, keeping the old text."""
-        bugs = tuple(bug_ids)
-        source = self.kata.planted_source(bugs)
-        attempt_id = self.history.start(self.kata.name, bugs)
-        return self.workspace.replace(source.encode(), Planting(bugs, attempt_id), reason)
+        source = self.kata.planted_source(bug_ids)
+        attempt_id = self.history.start(self.kata.name, bug_ids)
+        return self.workspace.replace(source.encode(), attempt_id, reason)
+
+    def put_right(self) -> Backup | None:
+        """Put the reference into the learner's file, keeping their text."""
+        source = self.kata.correct_source
+        return self.workspace.replace(source.encode(), self.attempt().id, "reveal")
 
     def record(self, run: RunResult) -> Judgement:
         """Record a run of the whole test file, and judge it.
 
         One that crashed, broke or ran out of time proves no bug gone.
         """
-        planted = self.planted()
+        attempt = self.attempt()
+        planting = planting_of(self.kata, attempt)
         gone: list[str] = []
         if run.whole:
-            gone = results.gone(planted, results.failing_functions(run.tests))
-        judgement = Judgement(planted, tuple(gone), run.verdict is Verdict.PASSED)
+            gone = results.gone(planting.bugs, results.failing_functions(run.tests))
+        judgement = Judgement(planting, tuple(gone), run.verdict is Verdict.PASSED)
         passed = sum(test.outcome is Outcome.PASSED for test in run.tests)
         skipped = sum(test.outcome is Outcome.SKIPPED for test in run.tests)
         self.history.add_run(
-            self.attempt().id,
+            attempt.id,
             Run(
                 run.revision,
                 passed,
@@ -83,13 +98,14 @@ class Player:
 
     def give_hint(self, gone: Sequence[str]) -> str:
         """Return the next hint on a bug that is not gone, and record that it was given."""
-        name, planted = self.kata.name, self.planted()
+        name, attempt = self.kata.name, self.attempt()
+        planting = planting_of(self.kata, attempt)
+        planted = planting.bugs
         if len(gone) == len(planted):
-            return f"{name}: no planted bug is left in your file"
-        attempt = self.attempt()
+            return unknown_line(name, planting) or f"{name}: no planted bug is left in your file"
         hint = next_hint(planted, gone, self.history.hints(attempt.id))
         if hint is None:
-            return f"{name}: no more hints; scripts/reveal.sh {name} tells all"
+            return f"{name}: no more hints; {command('reveal', name)} tells all"
         bug, level = hint
         self.history.add_hint(attempt.id, bug.id, level)
         label = f", bug {planted.index(bug) + 1} of {len(planted)}" if len(planted) > 1 else ""
@@ -100,19 +116,38 @@ class Player:
         return _diff(self.workspace.text(), self.kata.correct_source, self.kata)
 
     def diff_from_planted(self) -> str:
-        """Return the diff from the planted text to the learner's file: what they changed."""
-        planted = self.kata.planted_source(self.workspace.planting().bugs)
+        """Return the diff from the planted text to the learner's file: what they changed.
+
+        Raises `DojoError` where it is not known any more what was planted.
+        """
+        attempt = self.attempt()
+        unknown = unknown_line(self.kata.name, planting_of(self.kata, attempt))
+        if unknown:
+            raise DojoError(unknown)
+        planted = self.kata.planted_source(attempt.planted)
         return _diff(planted, self.workspace.text(), self.kata)
 
 
-@contextmanager
-def open_player(project: Project, kata: Kata) -> Iterator[Player]:
-    """Open a player for one command, and close its history afterwards."""
-    player = Player(project, kata)
-    try:
-        yield player
-    finally:
-        player.history.close()
+def planting_of(kata: Kata, attempt: Attempt) -> Planting:
+    """Return what an attempt planted."""
+    known, unknown = [], []
+    for bug_id in attempt.planted:
+        try:
+            known.append(kata.bug(bug_id))
+        except DojoError:
+            unknown.append(bug_id)
+    return Planting(tuple(known), tuple(unknown))
+
+
+def unknown_line(name: str, planting: Planting) -> str | None:
+    """Return what is to be said where it is not known any more what is planted, or None."""
+    remedy = f"{command('reset', name)} plants anew and keeps your text"
+    if planting.unknown:
+        bugs = ", ".join(planting.unknown)
+        return f"{name}: your file was planted with what the kata no longer has ({bugs}); {remedy}"
+    if not planting.bugs:
+        return f"{name}: the history no longer knows what is planted in your file; {remedy}"
+    return None
 
 
 def next_hint(

@@ -1,4 +1,8 @@
-"""The learner's file of one kata: what is planted in it, its backups, and their way back."""
+"""The learner's file of one kata: which attempt it is, its backups, and their way back.
+
+What is planted in it, its attempt knows, a row of the history. A file that belongs to none is the
+one that came with the kata.
+"""
 
 import json
 from dataclasses import dataclass
@@ -6,18 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dojo.errors import DojoError
+from dojo.errors import DojoError, command
 from dojo.files import read_bytes, revision, write_atomically
 from dojo.kata.kata import Kata
 from dojo.project import Project
-
-
-@dataclass(frozen=True)
-class Planting:
-    """Which bugs a learner's file began with, and the attempt (a row of the history) it is."""
-
-    bugs: tuple[str, ...]
-    attempt: int | None = None
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class Backup:
     path: Path
     saved_at: datetime
     reason: str
-    planting: Planting
+    attempt: int | None
 
 
 class Workspace:
@@ -51,35 +47,34 @@ class Workspace:
         """Return the text of the learner's file; empty if it is missing."""
         return (self.content() or b"").decode("utf-8", errors="replace")
 
-    def planting(self) -> Planting:
-        """Return what is planted in the learner's file: the default bugs unless recorded."""
+    def attempt(self) -> int | None:
+        """Return the id of the attempt that the file belongs to, if it belongs to one."""
         state = self._read_state()
         pending = state.get("pending")
-        if pending is not None:
-            # A replacement was cut off: it happened unless the file still has its old text.
-            happened = revision(self.content() or b"") != pending["old"]
-            state = pending["planting"] if happened else state
-        bugs = state.get("bugs")
-        if bugs is None or not all(map(self._is_known, bugs)):
-            return Planting(self.kata.default)
-        return Planting(tuple(bugs), state.get("attempt"))
+        if pending is not None and revision(self.content() or b"") != pending["old"]:
+            # A replacement was cut off, but not before the file had its new text.
+            state = pending
+        # Before attempts alone knew what is planted, that stood here too.
+        state = state.get("planting", state)
+        attempt: int | None = state.get("attempt")
+        return attempt
 
-    def record(self, planting: Planting) -> None:
-        """Record what is planted in the file, without touching the file."""
-        self._write_state(_as_json(planting))
+    def record(self, attempt: int) -> None:
+        """Record which attempt the file belongs to, without touching the file."""
+        self._write_state({"attempt": attempt})
 
-    def replace(self, new: bytes, planting: Planting, reason: str) -> Backup | None:
+    def replace(self, new: bytes, attempt: int | None, reason: str) -> Backup | None:
         """Give the file a new content, keeping the old one; return the backup if one was needed."""
         old = self.content()
-        current = self.planting()
+        current = self.attempt()
         backup = None
         if old is not None and old != new:
             backup = self._save(old, current, reason)
-        pending = {"old": revision(old or b""), "planting": _as_json(planting)}
-        self._write_state({**_as_json(current), "pending": pending})
+        pending = {"old": revision(old or b""), "attempt": attempt}
+        self._write_state({"attempt": current, "pending": pending})
         if old != new:
             write_atomically(self.kata.botched, new)
-        self._write_state(_as_json(planting))
+        self._write_state({"attempt": attempt})
         return backup
 
     def backups(self) -> list[Backup]:
@@ -93,7 +88,7 @@ class Workspace:
                     path,
                     datetime.fromisoformat(facts["saved_at"]),
                     facts["reason"],
-                    Planting(tuple(facts["bugs"]), facts["attempt"]),
+                    facts["attempt"],
                 )
             )
         return found
@@ -111,27 +106,20 @@ class Workspace:
         if chosen is None:
             raise DojoError(
                 f"{self.kata.name} has no kept text {number}; "
-                f"scripts/undo.sh {self.kata.name} --list shows them"
+                f"{command('undo', self.kata.name, '--list')} shows them"
             )
-        self.replace(chosen.path.read_bytes(), chosen.planting, "undo")
+        self.replace(chosen.path.read_bytes(), chosen.attempt, "undo")
         return chosen
 
-    def _save(self, content: bytes, planting: Planting, reason: str) -> Backup:
+    def _save(self, content: bytes, attempt: int | None, reason: str) -> Backup:
         number = max((backup.number for backup in self.backups()), default=0) + 1
         path = self._folder / f"{number:04}.py"
         saved_at = datetime.now(UTC)
-        facts = {**_as_json(planting), "saved_at": saved_at.isoformat(), "reason": reason}
+        facts = {"attempt": attempt, "saved_at": saved_at.isoformat(), "reason": reason}
         # The facts first: a backup exists from the moment that its text does.
         write_atomically(path.with_suffix(".json"), json.dumps(facts).encode())
         write_atomically(path, content)
-        return Backup(number, path, saved_at, reason, planting)
-
-    def _is_known(self, bug_id: str) -> bool:
-        try:
-            self.kata.bug(bug_id)
-        except DojoError:
-            return False
-        return True
+        return Backup(number, path, saved_at, reason, attempt)
 
     def _read_state(self) -> dict[str, Any]:
         try:
@@ -142,7 +130,3 @@ class Workspace:
 
     def _write_state(self, state: dict[str, Any]) -> None:
         write_atomically(self._state, json.dumps(state).encode())
-
-
-def _as_json(planting: Planting) -> dict[str, Any]:
-    return {"bugs": list(planting.bugs), "attempt": planting.attempt}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from dojo.history.sessions import Ending, Exercise
 from dojo.kata.bug import Bug
 from dojo.kata.kata import Kata
-from dojo.learner.player import Player
+from dojo.learner.player import Player, planting_of
 
 HINT_COSTS = 10  # points of a hundred
 
@@ -27,7 +27,7 @@ class Debrief:
     @property
     def score(self) -> int:
         """Return the points of a hundred: for bugs found, less what hints cost."""
-        found = round(100 * len(self.gone) / len(self.planted))
+        found = round(100 * len(self.gone) / max(1, len(self.planted)))
         return max(0, found - HINT_COSTS * self.hints)
 
 
@@ -37,18 +37,18 @@ def debrief(player: Player, exercise: Exercise) -> Debrief | None:
     attempt = history.attempt(exercise.attempt) if exercise.attempt is not None else None
     if attempt is None or exercise.ending is None:
         return None
-    planted = tuple(player.kata.bug(bug_id) for bug_id in attempt.planted)
+    planting = planting_of(player.kata, attempt)
     last = history.last_run(attempt.id)
     gone = last.gone if last else ()
     if exercise.ending is Ending.SOLVED:
         gone = attempt.planted
-    is_there = player.workspace.planting().attempt == attempt.id
+    is_there = player.workspace.attempt() == attempt.id
     return Debrief(
         player.kata,
-        planted,
+        planting.bugs,
         gone,
         exercise.ending,
-        player.diff_from_planted() if is_there else "",
+        player.diff_from_planted() if is_there and not planting.unknown else "",
         exercise.spent,
         exercise.budget,
         history.runs(attempt.id),

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib.util import find_spec
 
-from dojo.errors import DojoError
+from dojo.errors import DojoError, command
 from dojo.history.history import History
-from dojo.history.sessions import Sessions
 from dojo.kata.bug import Bug
 from dojo.kata.drawing import draw_bugs
-from dojo.kata.kata import Kata, Level
+from dojo.kata.kata import Kata, Level, Topic
 from dojo.practice import scheduler
 from dojo.testrun.device import has_gpu
 
@@ -25,8 +24,8 @@ class Wishes:
     named: tuple[Kata, ...] = ()
     minutes: float | None = None
     katas: int | None = None
-    topic: str | None = None
-    level: str | None = None
+    topic: Topic | None = None
+    level: Level | None = None
     seed: int | None = None  # the same session for everyone: history is not looked at
     gpu: bool = False
     fresh: bool = False
@@ -103,7 +102,7 @@ def _candidates(katas: Sequence[Kata], wishes: Wishes) -> list[Kata]:
         and (kata.fresh if wishes.fresh else True)
     ]
     if not found:
-        raise DojoError("no kata fits these wishes; scripts/list.sh shows topics and levels")
+        raise DojoError(f"no kata fits these wishes; {command('list')} shows topics and levels")
     return found
 
 
@@ -126,7 +125,7 @@ def _by_need(katas: list[Kata], history: History, wishes: Wishes, rng: random.Ra
     shuffled = rng.sample(katas, len(katas))
     if wishes.seed is not None:
         return shuffled
-    sessions = Sessions(history.database)
+    sessions = history.sessions
     interview_on = wishes.interview_on or sessions.interview_on()
     due = scheduler.due(sessions.exercises(), interview_on)
     now = datetime.now(UTC)

@@ -13,10 +13,10 @@ from filelock import FileLock, Timeout
 
 from dojo.errors import DojoError
 from dojo.history.history import History, Run
-from dojo.history.sessions import Ending, Exercise, Session, Sessions
+from dojo.history.sessions import Ending, Exercise, Session
 from dojo.kata import kata_toml
 from dojo.kata.kata import Kata
-from dojo.learner.player import Judgement, Player, open_player
+from dojo.learner.player import Judgement, Player
 from dojo.practice import scheduler
 from dojo.practice.debrief import Debrief, debrief
 from dojo.practice.planning import Planned
@@ -55,14 +55,14 @@ class Round:
         self.budget = exercise.budget
         self.kept = False  # whether an earlier text of the learner's made room
         self._id = exercise.id
-        self._sessions = Sessions(player.history.database)
+        self._sessions = player.history.sessions
         if exercise.attempt is None:
             backup = player.plant(exercise.bugs, "practice")
             self.kept = backup is not None
             self._sessions.begin_exercise(exercise.id, player.attempt().id)
         self._clock = Clock(exercise.spent, now)
         self._recorded = exercise.spent
-        self._judgement = Judgement(player.planted(), (), solved=False)
+        self._judgement = Judgement(player.planting(), (), solved=False)
 
     @property
     def names_shown(self) -> bool:
@@ -131,7 +131,7 @@ class Practice:
     def __init__(self, project: Project, history: History, session: Session) -> None:
         """Take up a recorded session."""
         self._project = project
-        self._sessions = Sessions(history.database)
+        self._sessions = history.sessions
         self._history = history
         self.session = session
 
@@ -150,10 +150,10 @@ class Practice:
             if exercise.ending is not None:
                 continue
             if kata is not None:
-                with open_player(self._project, kata) as player:
-                    if exercise.attempt in (None, player.workspace.planting().attempt):
-                        yield Round(player, exercise, self.session.interview)
-                        return
+                player = Player(self._project, kata, self._history)
+                if exercise.attempt in (None, player.workspace.attempt()):
+                    yield Round(player, exercise, self.session.interview)
+                    return
             self._sessions.end_exercise(exercise.id, Ending.SKIPPED, exercise.spent, None)
         self.end()
         yield None
@@ -163,8 +163,7 @@ class Practice:
         found = []
         for exercise, kata in self._exercises():
             if kata is not None:
-                with open_player(self._project, kata) as player:
-                    found.append(debrief(player, exercise))
+                found.append(debrief(Player(self._project, kata, self._history), exercise))
         return [item for item in found if item is not None]
 
     def _exercises(self) -> Iterator[tuple[Exercise, Kata | None]]:
@@ -201,15 +200,13 @@ def begin(
 ) -> Practice:
     """Record a session of these katas."""
     exercises = [(item.kata.name, item.bugs, item.budget) for item in planned]
-    session = Sessions(history.database).begin(
-        exercises, interview=interview, interview_on=interview_on
-    )
+    session = history.sessions.begin(exercises, interview=interview, interview_on=interview_on)
     return Practice(project, history, session)
 
 
 def unfinished(project: Project, history: History) -> Practice | None:
     """Return the session that was left before its end, if there is one."""
-    session = Sessions(history.database).unfinished()
+    session = history.sessions.unfinished()
     return Practice(project, history, session) if session else None
 
 
@@ -217,7 +214,7 @@ def last_time(history: History, kata: str) -> tuple[float, int] | None:
     """Return the seconds and the hints of a kata's last exercise, if one was ended."""
     met = [
         (item.ended_at, item.spent, item.attempt)
-        for item in Sessions(history.database).exercises()
+        for item in history.sessions.exercises()
         if item.kata == kata and item.grade and item.ended_at and item.attempt
     ]
     if not met:

@@ -1,4 +1,4 @@
-"""The line after pytest's own summary: how many planted bugs are fixed, and what to do next."""
+"""Collects what the tests say, and after pytest's own summary gives the verdicts."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from dojo.errors import DojoError
+from dojo.history.history import History
 from dojo.kata.kata_toml import load
-from dojo.learner.player import Judgement, open_player
+from dojo.learner.player import Player
 from dojo.project import Project
 from dojo.testrun.implementation import Learner
 from dojo.testrun.results import (
@@ -17,20 +18,7 @@ from dojo.testrun.results import (
     failing_functions,
     test_functions,
 )
-
-
-def summarise(judgement: Judgement, name: str) -> str:
-    """Return one line on a whole run: how many planted bugs are fixed, without naming any."""
-    total = len(judgement.planted)
-    bugs = "bug" if total == 1 else "bugs"
-    if judgement.solved:
-        return f"{name}: solved, {total} of {total} {bugs} fixed. Next: scripts/reveal.sh {name}"
-    if len(judgement.gone) == total:
-        return (
-            f"{name}: the planted {bugs} seem fixed ({total} of {total}), yet tests fail: "
-            "a fix is incomplete, or a change broke something else"
-        )
-    return f"{name}: {len(judgement.gone)} of {total} {bugs} fixed. Stuck? scripts/hint.sh {name}"
+from dojo.wording.verdicts import verdict_line
 
 
 class VerdictReporter:
@@ -81,10 +69,12 @@ class VerdictReporter:
                 return (
                     f"{name}: the tests that ran {verb}; a verdict needs all: pytest katas/{name}"
                 )
-            with open_player(Project(folder.parent.parent), kata) as player:
+            project = Project(folder.parent.parent)
+            with History(project.history) as history:
+                player = Player(project, kata, history)
                 judgement = player.record(RunResult.of(outcomes, seconds))
         except (DojoError, OSError) as error:
             return f"{name}: not recorded: {error}"
         if broken(outcomes):
             return f"{name}: not judged, since the tests could not run"
-        return summarise(judgement, name)
+        return verdict_line(judgement, name)

@@ -5,8 +5,8 @@ import textwrap
 
 from dojo.kata.bug import FRESH, Bug
 from dojo.learner.player import Judgement
-from dojo.pytest_plugin.reporter import summarise
 from dojo.testrun.results import Outcome, RunResult, TestResult
+from dojo.wording.verdicts import verdict_line
 
 STORY_WIDTH = 88
 
@@ -39,7 +39,7 @@ def run_lines(
         lines.append(f"  and {len(failing) - _SHOWN} more test functions fail")
     failed = sum(map(len, failing.values()))
     lines.append(f"  {failed} of {len(result.tests)} tests fail, {result.seconds:.2f} s")
-    lines.append(summarise(judgement, name))
+    lines.append(verdict_line(judgement, name))
     return lines
 
 

@@ -1,5 +1,6 @@
 """What is said of a kata as its round begins, whatever the interface."""
 
+from dojo.errors import command
 from dojo.practice.debrief import HINT_COSTS
 from dojo.practice.session import Round, last_time
 from dojo.wording.quantities import count, minutes
@@ -16,11 +17,11 @@ def welcome_lines(round_: Round) -> list[str]:
         seconds, hints = before
         lines.append(f"Last time: {minutes(seconds)}, {count(hints, 'hint')}.")
     if round_.kept:
-        lines.append(f"Your earlier text is kept: scripts/undo.sh {kata.name}")
+        lines.append(f"Your earlier text is kept: {command('undo', kata.name)}")
     return lines
 
 
 def planted_line(round_: Round) -> str:
     """Return how many bugs there are to find."""
-    count = len(round_.player.planted())
+    count = len(round_.player.attempt().planted)
     return "1 bug is planted" if count == 1 else f"{count} bugs are planted"

@@ -1,14 +1,11 @@
 import pytest
 
-from dojo.learner.player import next_hint, open_player
+from dojo.errors import DojoError
+from dojo.kata.kata_toml import load
+from dojo.learner.player import Planting, Player, next_hint
 from dojo.testrun import results
 from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
-
-
-@pytest.fixture
-def player(project, kata):
-    with open_player(project, kata) as player:
-        yield player
+from dojo.wording.verdicts import verdict_line
 
 
 def outcome(name, outcome):
@@ -73,6 +70,33 @@ def test_a_reset_starts_a_new_attempt(player):
     first = player.attempt().id
     player.plant(["subtracts-offset"])
     assert player.attempt().id != first
-    assert [bug.id for bug in player.planted()] == ["subtracts-offset"]
+    assert [bug.id for bug in player.planting().bugs] == ["subtracts-offset"]
     assert "-    moved = x - offset" not in player.diff_from_planted()
     assert "+    moved = x + offset" in player.diff_to_correct()
+
+
+def test_an_unknown_recorded_bug_is_said_and_never_replaced_by_others(player, kata, project):
+    player.plant(["divides"])
+    text = kata.folder / "kata.toml"
+    text.write_text(text.read_text().replace('"divides"', '"divides-twice"'))
+    now = Player(project, load(kata.folder), player.history)
+    assert now.planting() == Planting((), ("divides",))
+    assert "no longer has (divides); scripts/reset.sh 01_scale" in now.give_hint(())
+    failed = RunResult.of([outcome("test_scale[2.0]", Outcome.FAILED)], 0.1)
+    assert "no longer has (divides)" in verdict_line(now.record(failed), "01_scale")
+    passed = RunResult.of([outcome("test_scale[2.0]", Outcome.PASSED)], 0.1)
+    assert "solved" in verdict_line(now.record(passed), "01_scale")
+    with pytest.raises(DojoError, match="no longer has"):
+        now.diff_from_planted()
+
+
+def test_a_lost_history_is_said(player):
+    player.workspace.record(99)
+    assert player.planting() == Planting(())
+    assert "no longer knows what is planted" in player.give_hint(())
+
+
+def test_the_attempt_of_another_kata_is_none_of_this_one(player):
+    other = player.history.start("02_other", ["divides"])
+    player.workspace.record(other)
+    assert player.planting() == Planting(())

@@ -23,21 +23,9 @@ find_python() {
     return 1
 }
 
-install_environment() {
-    echo "Setting up .venv, once; PyTorch is large, so this takes a few minutes ..." >&2
-    if ! [ -x "$PYTHON" ]; then
-        "$(find_python)" -m venv "$VENV"
-    fi
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check \
-        --constraint "$ROOT/scripts/constraints.txt" --editable "$ROOT$EXTRAS"
-    # Last, so that an interrupted set-up is taken up again.
-    wanted_stamp >"$STAMP"
-    wanted_stamp >"$VENV/installed"
-}
-
 PYTHON=$VENV/bin/python
 STAMP=$VENV/installed${EXTRAS:+-dev}
 if [ "$(cat "$STAMP" 2>/dev/null)" != "$(wanted_stamp)" ] || ! [ -x "$PYTHON" ]; then
-    find_python >/dev/null
-    install_environment
+    SYSTEM_PYTHON=$(find_python)
+    "$SYSTEM_PYTHON" "$ROOT/scripts/environment.py" "$(wanted_stamp)" "$EXTRAS"
 fi

@@ -89,9 +89,9 @@ class Account:
         )
 
 
-def test_line(result: dict[str, Any]) -> str:
-    """Return the line about a test, given `TestResult.to_json`."""
-    return json.dumps({"test": result}) + "\n"
+def test_line(result: TestResult) -> str:
+    """Return the line about a test."""
+    return json.dumps({"test": result.to_json()}) + "\n"
 
 
 test_line.__test__ = False  # type: ignore[attr-defined]

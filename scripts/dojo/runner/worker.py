@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from dojo.runner.protocol import END, Request, exit_line, problem_line, test_line
 from dojo.testrun.device import has_gpu
+from dojo.testrun.results import TestResult
 
 # Kept, since the code under test may replace it. It ends the process without Python's own
 # farewell, which would wait for threads left running.
@@ -76,7 +77,7 @@ class Results:
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Send a test's result."""
         if hasattr(report, "kata"):
-            self._say(test_line(report.kata["result"]))
+            self._say(test_line(TestResult.from_json(report.kata["result"])))
 
     def pytest_collectreport(self, report: Any) -> None:
         """Send why a test file could not be collected, or was skipped."""

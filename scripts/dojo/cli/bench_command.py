@@ -1,10 +1,11 @@
 """kata bench: how fast the references are beside torch's own operators."""
 
-import importlib
+import importlib.util
 
 import click
 
 from dojo.benchmarks import references
+from dojo.benchmarks.sizes import Sizes
 from dojo.cli.table import render
 from dojo.errors import DojoError
 from dojo.kata import catalogue
@@ -22,13 +23,14 @@ def command(project: Project, names: tuple[str, ...], loop: bool) -> None:
 
     Without a name, also what `pytest katas/03_softmax` takes beside pytest on a one-line test
     that imports torch. With --loop: on a copy of the first kata named (else 03_softmax), a save
-    beside pytest-watcher, a mutant beside cosmic-ray, practice's screen, and a thousand runs.
+    beside a cold pytest and pytest-watcher, a mutant beside cosmic-ray, practice's screen, how
+    fast bugs are verified, and a thousand runs in a row.
 
     \b
     Example: kata bench softmax conv1d
     """
     if loop:
-        _loop(project, names[0] if names else "03_softmax")
+        print_loop(project, names[0] if names else "03_softmax", Sizes())
         return
     katas = catalogue.named(project, names)
     references.use_one_thread()
@@ -43,37 +45,39 @@ def command(project: Project, names: tuple[str, ...], loop: bool) -> None:
     click.echo(render(("kata", "workload", "ours ms", "library ms", "ratio"), rows))
 
 
-def _loop(project: Project, name: str) -> None:
+def print_loop(project: Project, name: str, sizes: Sizes) -> None:
+    """Measure the loop on a copy of the project, and print a table and a line for each figure."""
+    # Imported here: these need tools that a learner does not, and a terminal.
     try:
-        bench_loop = importlib.import_module("dojo.benchmarks.loop")
-        importlib.import_module("pytest_watcher")
+        from dojo.benchmarks.copies import copied
+        from dojo.benchmarks.loop import comparisons
+        from dojo.benchmarks.screen import practice_screen
+        from dojo.benchmarks.soak import soak
+        from dojo.benchmarks.variants import verify_rate
     except ModuleNotFoundError as error:
         raise DojoError(f"{error.name} is missing; scripts/test.sh installs it") from None
-    kata = catalogue.find(project, name)
-    with bench_loop.copied(project, kata.name) as copy:
-        rows = []
-        for label, tool, ours, theirs in (
-            ("save to verdict", "pytest-watcher", "ours_from_save", "theirs_from_save"),
-            ("a mutant", "cosmic-ray", "ours_per_mutant", "theirs_per_mutant"),
-        ):
-            click.echo(f"timing {label}, beside {tool} ...", err=True)
-            us = getattr(bench_loop, ours)(*copy)
-            try:
-                them = getattr(bench_loop, theirs)(*copy)
-            except DojoError as error:  # the other figures stand without it
-                click.echo(f"{tool}: {error}", err=True)
-                rows.append((label, f"{1e3 * us:.0f}", tool, "-", "-"))
-                continue
-            rows.append((label, f"{1e3 * us:.0f}", tool, f"{1e3 * them:.0f}", f"{them / us:.0f}"))
-        header = (kata.name, "ours ms", "beside", "its ms", "times faster")
-        click.echo(render(header, rows))
-        screen, key = bench_loop.practice_screen(*copy)
-        click.echo(f"practice: first screen after {screen:.2f} s")
-        click.echo(f"a key, while tests run: {1e3 * key:.0f} ms")
-        rate = bench_loop.verify_rate(*copy)
-        click.echo(f"verify: {rate:.1f} variants a second on each core")
-        click.echo("running 1,000 times in a row ...", err=True)
-        growth = bench_loop.soak(*copy)
+    if importlib.util.find_spec("pytest_watcher") is None:
+        raise DojoError("pytest_watcher is missing; scripts/test.sh installs it")
+    with copied(project, catalogue.find(project, name).name) as (copy, kata):
+        click.echo(f"measuring {kata.name}; this takes some minutes", err=True)
+        rows, reasons = [], []
+        for made in comparisons(copy, kata, sizes):
+            click.echo(f"measured: {made.task}, beside {made.tool}", err=True)
+            theirs = ("-", "-")
+            if made.theirs is not None:
+                theirs = (f"{1e3 * made.theirs:.0f}", f"{made.theirs / made.ours:.1f}")
+            else:
+                reasons.append(f"{made.tool}: {made.reason}")
+            rows.append((made.task, f"{1e3 * made.ours:.0f}", made.tool, *theirs))
+        click.echo(render((kata.name, "ours ms", "beside", "its ms", "times faster"), rows))
+        for reason in reasons:
+            click.echo(reason)
+        waits = practice_screen(copy, kata, sizes.keys)
+        click.echo(f"practice: first screen after {waits.first_screen:.2f} s")
+        click.echo(f"a key, while tests run: {1e3 * waits.key:.0f} ms")
+        click.echo(f"verify: {verify_rate(copy, kata):.1f} variants a second on each core")
+        click.echo(f"running {sizes.soak_runs:,} times in a row ...", err=True)
+        growth = soak(copy, kata, sizes.soak_runs)
         click.echo(
             f"after {growth.runs:,} runs: {growth.files:+} open files, "
             f"{growth.children:+} processes, {growth.kilobytes:+,} KB of memory"

@@ -1,0 +1,69 @@
+"""Times the way from a save to its verdict, ours and that of the tools used in its place."""
+
+import sys
+import time
+from statistics import median
+
+from dojo.benchmarks.copies import left_as_found
+from dojo.benchmarks.terminal import in_terminal
+from dojo.kata.catalogue import Kata
+from dojo.project import Project
+
+_PAUSE_SECONDS = 1.0  # as a person leaves between saves, and longer than a watcher's own pause
+_PYTEST_VERDICT = r"(passed|failed).* in [\d.]+s"
+
+
+def ours(project: Project, kata: Kata, saves: int) -> float:
+    """Return the median seconds from a save to the verdict of `kata watch`."""
+    command = [sys.executable, "-m", "dojo", "watch", kata.name]
+    # It has shown its keys once it waits for the next save.
+    return _watched(command, project, kata, saves, rf"^{kata.name}: .*$", r"q quit")
+
+
+def cold_pytest(project: Project, kata: Kata, saves: int) -> float:
+    """Return the median seconds from a save to the verdict of a `pytest` started just then."""
+    command = [sys.executable, "-m", "pytest", f"katas/{kata.name}", "-q"]
+    with left_as_found(project, kata):
+        seconds = []
+        for number in range(saves):
+            started = time.monotonic()
+            _save(kata, number)
+            with in_terminal(command, project) as terminal:
+                terminal.wait_for("a verdict", _PYTEST_VERDICT)
+                seconds.append(time.monotonic() - started)
+        return median(seconds)
+
+
+def pytest_watcher(project: Project, kata: Kata, saves: int) -> float:
+    """Return the median seconds from a save to pytest's last line under pytest-watcher."""
+    folder = f"katas/{kata.name}"
+    # Its own pattern, *.py, matches no path that has a folder in it since watchdog 7.
+    watcher = [sys.executable, "-m", "pytest_watcher", "--now", "--patterns", "**/*.py", folder]
+    # It forgets a save that comes before pytest has ended, which on a busy machine can be seconds
+    # after pytest's last line; it shows how to get its menu when it watches again.
+    ready = r"Press w to show menu"
+    return _watched([*watcher, folder, "-q"], project, kata, saves, _PYTEST_VERDICT, ready)
+
+
+def _watched(
+    command: list[str], project: Project, kata: Kata, saves: int, verdict: str, ready: str
+) -> float:
+    """Run a watcher, save again and again, and wait for its verdicts."""
+    with left_as_found(project, kata), in_terminal(command, project) as terminal:
+        terminal.wait_for("a verdict", verdict)  # of its first run
+        terminal.wait_for("its keys", ready)
+        seconds = []
+        for number in range(saves):
+            time.sleep(_PAUSE_SECONDS)
+            started = time.monotonic()
+            _save(kata, number)
+            terminal.wait_for("a verdict", verdict)
+            seconds.append(time.monotonic() - started)
+            terminal.wait_for("its keys", ready)
+        return median(seconds)
+
+
+def _save(kata: Kata, number: int) -> None:
+    """Write the planted text with a comment that no earlier save had."""
+    text = f"{kata.planted_source(kata.default)}\n# save {number}\n"
+    kata.botched.write_text(text, encoding="utf-8")

@@ -1,0 +1,95 @@
+"""Runs a command in a terminal of its own, and waits for what it shows there."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from dojo.errors import DojoError
+from dojo.project import Project
+
+PATIENCE_SECONDS = 60.0
+_CHUNK = 65_536
+
+
+class Terminal:
+    """The near end of a terminal: what a command shows is read here, and keys are pressed."""
+
+    def __init__(self, controller: int) -> None:
+        """Take the descriptor of the near end, which must not block."""
+        self._controller = controller
+        self._shown = b""
+
+    def press(self, keys: str) -> None:
+        """Type these characters."""
+        os.write(self._controller, keys.encode())
+
+    def wait_for(self, what: str, pattern: str) -> str:
+        """Wait until the command shows what matches; return all that it showed up to there.
+
+        What was returned once is not looked at again. Where the match does not come, raise
+        `DojoError`, which calls it `what`.
+        """
+        wanted = re.compile(pattern.encode(), re.MULTILINE)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not (match := wanted.search(self._shown)):
+            if time.monotonic() > deadline:
+                raise DojoError(f"{PATIENCE_SECONDS:g} s went by without {what}")
+            try:
+                self._shown += os.read(self._controller, _CHUNK)
+            except BlockingIOError:
+                time.sleep(0.0005)
+            except OSError:
+                raise DojoError(f"it ended without {what}") from None
+        shown, self._shown = self._shown[: match.end()], self._shown[match.end() :]
+        return shown.decode(errors="replace")
+
+    def forget(self) -> None:
+        """Leave out of account whatever was shown until now."""
+        self._shown = b""
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._controller, _CHUNK):
+                pass
+
+
+@contextmanager
+def in_terminal(command: Sequence[str], project: Project) -> Iterator[Terminal]:
+    """Run a command at the project's root for the length of the block, then kill it."""
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(project.root / "scripts"),
+        "TERM": "xterm-256color",
+        "NO_COLOR": "1",
+    }
+    process = subprocess.Popen(
+        command,
+        cwd=project.root,
+        env=environment,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    os.set_blocking(controller, False)
+    try:
+        yield Terminal(controller)
+    finally:
+        # With what it runs: a run of pytest that is left over would slow the next measurement.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        os.close(controller)

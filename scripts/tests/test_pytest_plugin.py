@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 
+from dojo.benchmarks.terminal import in_terminal
 from dojo.history.history import History
+from dojo.testrun.results import Status
 
 SOLUTION = """
 def scale(x, factor):
@@ -204,3 +207,119 @@ def test_the_plugin_needs_nothing_but_pytest_torch_and_numpy(project):
         [sys.executable, "-c", code], cwd=project.root, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def pytest_in_terminal(project):
+    """Plain pytest in a terminal, where a test has one second."""
+
+    def start(*arguments):
+        command = [sys.executable, "-m", "pytest", "katas/01_scale", "--kata-timeout", "1"]
+        return in_terminal([*command, *arguments], project)
+
+    return start
+
+
+@pytest.mark.parametrize("options", [[], ["-s"]])
+@pytest.mark.parametrize(
+    ("prompt_seconds", "code_seconds"),
+    [(2.5, 0), (0, 2.5)],
+    ids=["long at the prompt", "long after it"],
+)
+def test_a_test_at_a_breakpoint_has_all_the_time(
+    pytest_in_terminal, kata, options, prompt_seconds, code_seconds
+):
+    pause = f"    breakpoint()\n    import time; time.sleep({code_seconds})\n"
+    kata.botched.write_text(SOLUTION.replace("    return x +", pause + "    return x +"))
+    with pytest_in_terminal(*options) as terminal:
+        terminal.wait_for("a prompt", r"\(Pdb\)")
+        time.sleep(prompt_seconds)
+        terminal.press("c\n")
+        terminal.wait_for("a verdict", "01_scale: solved, 1 of 1 bug fixed")
+
+
+def test_a_breakpoint_in_a_file_that_loads_has_all_the_time(pytest_in_terminal, kata):
+    kata.botched.write_text(f"import pdb; pdb.set_trace()\n{SOLUTION}")
+    with pytest_in_terminal() as terminal:
+        terminal.wait_for("a prompt", r"\(Pdb\)")
+        time.sleep(2.5)
+        terminal.press("c\n")
+        terminal.wait_for("a verdict", "01_scale: solved, 1 of 1 bug fixed")
+
+
+def test_quitting_the_debugger_while_a_file_loads_ends_pytest(pytest_in_terminal, kata):
+    kata.botched.write_text(f"breakpoint()\n{SOLUTION}")
+    with pytest_in_terminal() as terminal:
+        terminal.wait_for("a prompt", r"\(Pdb\)")
+        terminal.press("q\n")
+        terminal.wait_for("an end", "Exit: Quitting debugger")
+
+
+def test_after_a_breakpoint_an_endless_loop_of_the_next_test_is_stopped(pytest_in_terminal, kata):
+    kata.botched.write_text(
+        "def scale(x, factor):\n    if factor == 3: breakpoint()\n    return factor * x\n"
+        "def shift(x, offset):\n    while True: pass\n"
+    )
+    with pytest_in_terminal() as terminal:
+        terminal.wait_for("a prompt", r"\(Pdb\)")
+        terminal.press("c\n")
+        shown = terminal.wait_for("an end", r"1 failed, 2 passed in")
+    assert "still running after 1 s: an endless loop?" in shown
+
+
+def test_tests_that_are_stepped_through_have_all_the_time(pytest_in_terminal, kata):
+    kata.botched.write_text(SOLUTION)
+    with pytest_in_terminal("--trace", "-k", "shift") as terminal:
+        terminal.wait_for("a prompt", r"\(Pdb\)")
+        time.sleep(1.5)
+        terminal.press("c\n")
+        terminal.wait_for("an end", "the tests that ran pass")
+
+
+def test_a_look_at_a_failure_has_all_the_time(pytest_in_terminal):
+    with pytest_in_terminal("--pdb") as terminal:
+        for _ in range(2):
+            shown = terminal.wait_for("a prompt", r"\(Pdb\)")
+            assert "5 times" in shown
+            time.sleep(1.5)
+            terminal.press("c\n")
+        shown = terminal.wait_for("an end", "2 failed, 1 passed")
+    assert "still running" not in shown
+
+
+FOLLOWED = f"""
+import sys, time
+def follow(*_): ...
+follow.__module__ = "{{module}}"
+sys.settrace(follow)
+{SOLUTION}
+time.sleep(1.5)
+"""
+
+
+def test_an_editors_debugger_has_all_the_time(run_pytest, kata):
+    kata.botched.write_text(FOLLOWED.format(module="pydevd"))
+    result = run_pytest("katas/01_scale", "--kata-timeout", "1")
+    assert "01_scale: solved" in result.stdout, result.stdout
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is new in Python 3.12")
+def test_a_debugger_that_does_not_trace_has_all_the_time(run_pytest, kata):
+    claim = "import sys, time; sys.monitoring.use_tool_id(sys.monitoring.DEBUGGER_ID, 'editor')"
+    kata.botched.write_text(f"{claim}\n{SOLUTION}\ntime.sleep(1.5)\n")
+    result = run_pytest("katas/01_scale", "--kata-timeout", "1")
+    assert "01_scale: solved" in result.stdout, result.stdout
+
+
+def test_measuring_coverage_is_no_debugging(run_pytest, kata):
+    kata.botched.write_text(FOLLOWED.format(module="coverage.pytracer"))
+    result = run_pytest("katas/01_scale", "--kata-timeout", "1")
+    assert "TimedOut: still running after 1 s" in result.stdout
+
+
+@pytest.mark.parametrize("where", ["loading", "a call"])
+def test_a_breakpoint_where_nobody_can_answer_ends_in_a_verdict(runner, kata, where):
+    in_call = SOLUTION.replace("    return x +", "    breakpoint()\n    return x +")
+    kata.botched.write_text(in_call if where == "a call" else f"breakpoint()\n{SOLUTION}")
+    # Stopped by its tests' limit at the latest, not by that of the whole run.
+    assert runner.run(kata).status is (Status.FAILED if where == "a call" else Status.BROKEN)

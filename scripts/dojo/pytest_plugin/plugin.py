@@ -128,6 +128,8 @@ def _implementation(
         config.stash.setdefault(_revisions, {})[folder] = revision(source)
         with guards.contained(config.option.kata_timeout):
             module = load_module(path, f"kata_{folder.name}_{which}", source)
+    except pytest.exit.Exception:  # q in a debugger
+        raise
     except (Exception, SystemExit, pytest.fail.Exception) as error:
         _stop(config, folder, "the file does not load; the first test says why")
         pytest.fail(explain_load_error(error, path), pytrace=False)
@@ -199,6 +201,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         return
     with guards.contained(_seconds_allowed(item)):
         yield
+
+
+def pytest_enter_pdb() -> None:
+    """Give a test, or a file that loads, all the time that a person at pdb's prompt takes."""
+    if guards.asks_somebody():
+        guards.lift_time_limit()
 
 
 def _seconds_allowed(item: pytest.Item) -> float:

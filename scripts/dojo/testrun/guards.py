@@ -4,6 +4,7 @@ These work inside the process, so they also serve plain `pytest`. What they cann
 inside C code, a crash of the interpreter) ends the process; the runner turns that into a verdict.
 """
 
+import bdb
 import contextlib
 import errno
 import os
@@ -37,18 +38,51 @@ def contained(seconds: float) -> Iterator[None]:
         yield
 
 
+def lift_time_limit() -> None:
+    """Take the time limit off the block under way: a person looks at it in a debugger."""
+    # Not off another's alarm, such as that of a plugin for time limits.
+    if hasattr(signal, "SIGALRM") and isinstance(signal.getsignal(signal.SIGALRM), _Stop):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+class _Stop:
+    """Ends what has run too long, unless somebody steps through it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __call__(self, *_: object) -> None:
+        if _debugged():
+            lift_time_limit()
+            return
+        raise TimedOut(f"still running after {self._seconds:g} s: an endless loop?", pytrace=False)
+
+
+def _debugged() -> bool:
+    """Say whether a person follows the code in a debugger, pdb or an editor's."""
+    # What newer debuggers use in place of a trace function.
+    if sys.version_info >= (3, 12) and sys.monitoring.get_tool(sys.monitoring.DEBUGGER_ID):
+        return True
+    trace = sys.gettrace()
+    # An instance of a class from C, as coverage's fast tracer is, knows no module of its own.
+    module = getattr(trace, "__module__", None) or type(trace).__module__
+    if trace is None or module.startswith("coverage"):
+        return False
+    return asks_somebody() or not isinstance(getattr(trace, "__self__", None), bdb.Bdb)
+
+
+def asks_somebody() -> bool:
+    """Say whether there is a terminal where a person can answer pdb; a runner's child has none."""
+    return os.isatty(0)
+
+
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
     usable = hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread()
-    # A person stepping through the code in a debugger takes the time they like.
-    if not usable or sys.gettrace() is not None:
+    if not usable or _debugged():
         yield
         return
-
-    def stop(*_: object) -> None:
-        raise TimedOut(f"still running after {seconds:g} s: an endless loop?", pytrace=False)
-
-    previous = signal.signal(signal.SIGALRM, stop)
+    previous = signal.signal(signal.SIGALRM, _Stop(seconds))
     # Again and again: a bare `except:` in a loop may swallow the first.
     signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
     try:

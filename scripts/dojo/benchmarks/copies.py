@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dojo.kata import catalogue
-from dojo.kata.catalogue import Kata
+from dojo.kata import kata_toml
+from dojo.kata.kata import Kata
 from dojo.project import Project
 
 
@@ -16,7 +16,7 @@ def copied(project: Project, name: str) -> Iterator[tuple[Project, Kata]]:
     """Yield a copy of the project that has one kata, planted with its default bugs."""
     with tempfile.TemporaryDirectory(prefix="kata-bench-") as folder:
         copy = project.copied_to(Path(folder).resolve(), f"katas/{name}")
-        kata = catalogue.load(copy.katas / name)
+        kata = kata_toml.load(copy.katas / name)
         kata.botched.write_text(kata.planted_source(kata.default), encoding="utf-8")
         yield copy, kata
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from dojo.benchmarks import saves, variants
 from dojo.benchmarks.sizes import Sizes
 from dojo.errors import DojoError
-from dojo.kata.catalogue import Kata
+from dojo.kata.kata import Kata
 from dojo.project import Project
 
 

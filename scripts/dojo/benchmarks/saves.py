@@ -6,7 +6,7 @@ from statistics import median
 
 from dojo.benchmarks.copies import left_as_found
 from dojo.benchmarks.terminal import in_terminal
-from dojo.kata.catalogue import Kata
+from dojo.kata.kata import Kata
 from dojo.project import Project
 
 _PAUSE_SECONDS = 1.0  # as a person leaves between saves, and longer than a watcher's own pause

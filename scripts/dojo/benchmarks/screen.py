@@ -7,7 +7,7 @@ from statistics import median
 
 from dojo.benchmarks.copies import left_as_found
 from dojo.benchmarks.terminal import PATIENCE_SECONDS, in_terminal
-from dojo.kata.catalogue import Kata
+from dojo.kata.kata import Kata
 from dojo.project import Project
 
 _BETWEEN_KEYS_SECONDS = 0.3  # a key a time, as a person presses them

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dojo.errors import DojoError
-from dojo.kata.catalogue import Kata
+from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.runner.runner import Runner
 from dojo.testrun.limits import Limits
-from dojo.testrun.results import Status
+from dojo.testrun.results import Verdict
 
 _PROC = Path("/proc")
 
@@ -35,10 +35,10 @@ def soak(project: Project, kata: Kata, runs: int) -> Growth:
         before = _held_at_rest()
         for number in range(1, runs + 1):
             result = runner.run(kata)
-            if result.status is not Status.FAILED:
+            if result.verdict is not Verdict.FAILED:
                 raise DojoError(
                     f"run {number:,} of {runs:,} should have failed by its tests, "
-                    f"and was {result.status}: {result.detail or 'no test failed'}"
+                    f"and was {result.verdict}: {result.detail or 'no test failed'}"
                 )
         after = _held_at_rest()
     files, children, kilobytes = (new - old for new, old in zip(after, before, strict=True))

@@ -12,10 +12,11 @@ from cosmic_ray.work_db import WorkDB, use_db
 
 from dojo.benchmarks.copies import left_as_found
 from dojo.errors import DojoError
-from dojo.kata.catalogue import Kata
+from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.runner.pool import Pool, runner_pool
 from dojo.runner.runner import Runner
+from dojo.testrun.implementation import Reference
 from dojo.verification.bugs import BUG_SEEDS, REFERENCE_SEEDS, verify
 from dojo.verification.mutation import judging
 
@@ -34,7 +35,7 @@ name = "local"
 def ours_per_mutant(project: Project, kata: Kata) -> float:
     """Return the seconds that a mutant takes on one warm runner, its making included."""
     with Runner(project, judging.LIMITS) as runner:
-        runner.run(kata, "reference")  # the start is not the loop
+        runner.run(kata, Reference())  # the start is not the loop
         started = time.monotonic()
         judged = list(judging.judge(kata, Pool([runner])))
         return (time.monotonic() - started) / len(judged)
@@ -82,7 +83,7 @@ def cosmic_ray_per_mutant(project: Project, kata: Kata, seconds: float) -> float
 def verify_rate(project: Project, kata: Kata) -> float:
     """Return how many variants `kata verify` runs in a second on a core."""
     with runner_pool(project) as pool:
-        list(pool.map(lambda runner, _: runner.run(kata, "reference"), range(pool.size)))
+        list(pool.map(lambda runner, _: runner.run(kata, Reference()), range(pool.size)))
         report = verify(kata, pool, has_gpu=False)
     if not report.caught_by:  # no bug was run
         raise DojoError(f"{kata.name} cannot be verified: {report.problems[-1]}")

@@ -14,7 +14,7 @@ from dojo.benchmarks.variants import verify_rate
 from dojo.cli.bench_command import print_loop
 from dojo.errors import DojoError
 
-SHORT = Sizes(saves=2, keys=2, cosmic_ray_seconds=6.0, soak_runs=20)
+SHORT = Sizes(saves=2, keys=2, cosmic_ray_seconds=20.0, soak_runs=20)
 
 
 def test_the_loop_is_measured_from_its_first_figure_to_its_last(project, capsys):

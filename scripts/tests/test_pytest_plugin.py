@@ -8,7 +8,7 @@ import pytest
 
 from dojo.benchmarks.terminal import in_terminal
 from dojo.history.history import History
-from dojo.testrun.results import Status
+from dojo.testrun.results import Verdict
 
 SOLUTION = """
 def scale(x, factor):
@@ -322,4 +322,4 @@ def test_a_breakpoint_where_nobody_can_answer_ends_in_a_verdict(runner, kata, wh
     in_call = SOLUTION.replace("    return x +", "    breakpoint()\n    return x +")
     kata.botched.write_text(in_call if where == "a call" else f"breakpoint()\n{SOLUTION}")
     # Stopped by its tests' limit at the latest, not by that of the whole run.
-    assert runner.run(kata).status is (Status.FAILED if where == "a call" else Status.BROKEN)
+    assert runner.run(kata).verdict is (Verdict.FAILED if where == "a call" else Verdict.BROKEN)

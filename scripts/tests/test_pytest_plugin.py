@@ -321,5 +321,6 @@ def test_measuring_coverage_is_no_debugging(run_pytest, kata):
 def test_a_breakpoint_where_nobody_can_answer_ends_in_a_verdict(runner, kata, where):
     in_call = SOLUTION.replace("    return x +", "    breakpoint()\n    return x +")
     kata.botched.write_text(in_call if where == "a call" else f"breakpoint()\n{SOLUTION}")
-    # Stopped by its tests' limit at the latest, not by that of the whole run.
-    assert runner.run(kata).verdict is (Verdict.FAILED if where == "a call" else Verdict.BROKEN)
+    result = runner.run(kata)
+    assert result.verdict is (Verdict.FAILED if where == "a call" else Verdict.BROKEN)
+    assert "BdbQuit" in result.detail

@@ -4,7 +4,6 @@ These work inside the process, so they also serve plain `pytest`. What they cann
 inside C code, a crash of the interpreter) ends the process; the runner turns that into a verdict.
 """
 
-import bdb
 import contextlib
 import errno
 import os
@@ -66,14 +65,7 @@ def _debugged() -> bool:
     trace = sys.gettrace()
     # An instance of a class from C, as coverage's fast tracer is, knows no module of its own.
     module = getattr(trace, "__module__", None) or type(trace).__module__
-    if trace is None or module.startswith("coverage"):
-        return False
-    return asks_somebody() or not isinstance(getattr(trace, "__self__", None), bdb.Bdb)
-
-
-def asks_somebody() -> bool:
-    """Say whether there is a terminal where a person can answer pdb; a runner's child has none."""
-    return os.isatty(0)
+    return trace is not None and not module.startswith("coverage")
 
 
 @contextlib.contextmanager

@@ -4,11 +4,11 @@ Imports pytest, torch, numpy and the standard library alone (kernel katas also t
 `pytest katas/NAME` works on a machine that has nothing else.
 """
 
+import contextlib
 import functools
 import random
 import re
 import secrets
-import shutil
 import sys
 import tempfile
 import zlib
@@ -109,17 +109,13 @@ def impl(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     if folder is None:
         pytest.fail(f"`impl` is for tests in a kata's folder, not {request.path}", pytrace=False)
     which = parse(request.config.option.impl, request.config.invocation_params.dir)
-    scratch = Path(tempfile.mkdtemp(prefix="kata-"))
-    try:
-        yield _implementation(folder, which, scratch, request.config)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with _file(folder, which) as path:
+        yield _implementation(folder, which, path, request.config)
 
 
 def _implementation(
-    folder: Path, which: Implementation, scratch: Path, config: pytest.Config
+    folder: Path, which: Implementation, path: Path, config: pytest.Config
 ) -> ModuleType:
-    path = _path(folder, which, scratch)
     if torch := sys.modules.get("torch"):
         # Katas are small: threads cost more than they give, and a warm run has one as well.
         torch.set_num_threads(1)
@@ -140,19 +136,22 @@ def _implementation(
     return module
 
 
-def _path(folder: Path, which: Implementation, scratch: Path) -> Path:
-    """Return the file that holds the implementation."""
+@contextlib.contextmanager
+def _file(folder: Path, which: Implementation) -> Iterator[Path]:
+    """Yield the file that holds the implementation."""
     if isinstance(which, Planted):
         try:
             source = load(folder).planted_source(which.bugs)
         except DojoError as error:
             pytest.fail(str(error), pytrace=False)
-        return write_variant(source, folder.name, scratch).path
-    if isinstance(which, Solution):
+        with tempfile.TemporaryDirectory(prefix="kata-") as scratch:
+            yield write_variant(source, folder.name, Path(scratch)).path
+    elif isinstance(which, Solution):
         if not which.path.is_file():
             pytest.fail(f"--impl {which}: there is no such file", pytrace=False)
-        return which.path
-    return folder / f"{which}.py"
+        yield which.path
+    else:
+        yield folder / f"{which}.py"
 
 
 _revisions = pytest.StashKey[dict[Path, str]]()

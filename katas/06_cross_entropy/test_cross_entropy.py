@@ -129,7 +129,7 @@ def test_a_class_can_be_ignored(impl, smoothing):
     assert_matches(actual, expected.clone(), what)
 
 
-@pytest.mark.parametrize("ignore_index", [-100, 0])
+@pytest.mark.parametrize("ignore_index", [-100, 0, 2])
 def test_loss_with_ignored_rows_matches_torch(impl, ignore_index):
     logits, targets, _ = batch_with_ignored(ignore_index)
     with unchanged(logits=logits, targets=targets), forbid(*BANNED):

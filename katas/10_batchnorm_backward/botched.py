@@ -17,7 +17,7 @@ def batchnorm_forward(
     var = x.var(dim=0)
     inv_std = (var + eps).rsqrt()
     x_hat = centred * inv_std
-    out = x_hat.mul_(gamma).add_(beta)
+    out = torch.addcmul(beta, x_hat, gamma, out=x_hat)
     return out, (x_hat, inv_std, gamma)
 
 

@@ -14,8 +14,7 @@ def attention_weights(scores: Tensor, causal: bool) -> Tensor:
         *_, t, s = scores.shape
         later = torch.ones(t, s, dtype=torch.bool, device=scores.device).triu(s - t + 1)
         scores = scores.masked_fill(later, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(dim=-1)
-    return weights
+    return scores.softmax(dim=-1)
 
 
 def attention_backward(

@@ -18,8 +18,8 @@ def silu(x: Tensor, out: Tensor) -> None:
 
     Hendrycks and Gimpel, "Gaussian error linear units", 2016, https://arxiv.org/abs/1606.08415
     """
-    gate = torch.sigmoid(x)
-    out = x * gate
+    out = torch.sigmoid(x)
+    out *= x
 
 
 def copy_into(x: Tensor, out: Tensor) -> None:

@@ -22,7 +22,7 @@ def conv1d_functional(
 
 def output_length(length: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """Return the length of the output for an input of `length`, `padding` on both sides."""
-    span = kernel
+    span = dilation * (kernel - 1) + 1
     return (length + 2 * padding - span) // stride + 1
 
 
@@ -74,7 +74,7 @@ def conv1d_backward(
 
 def _windows(x: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
     """Return a view of `x` (N, C, L) as (N, C, kernel, output length): what the kernel meets."""
-    count = output_length(x.shape[2], kernel, stride, 0, dilation)
+    count = (x.shape[2] - kernel) // stride + 1
     batch, channel, step = x.stride()
     return x.as_strided(
         (*x.shape[:2], kernel, count), (batch, channel, step * dilation, step * stride)

@@ -44,10 +44,10 @@ def conv3d(
     columns = columns.reshape(batch, depth, -1, out_h * out_w)
 
     kernels = weight.flatten(1)
-    starts = range(depth - kernel_d + 1)
+    starts = range(0, depth - kernel_d + 1, stride_d)
     out = x.new_empty(batch, out_channels, len(starts), out_h * out_w)
-    for place, start in enumerate(starts):
-        out[:, :, place] = kernels @ columns[:, start : start + kernel_d].flatten(1, 2)
+    for place in range(len(starts)):
+        out[:, :, place] = kernels @ columns[:, place : place + kernel_d].flatten(1, 2)
     out = out.view(batch, out_channels, len(starts), out_h, out_w)
     return out if bias is None else out + bias[:, None, None, None]
 

@@ -81,9 +81,9 @@ def decode(pieces: list[str]) -> str:
         elif piece == UNKNOWN:
             data += " \u2047 ".encode()
         else:
-            shown = piece if data else piece.lstrip(SPACE)
+            shown = piece if place else piece.removeprefix(SPACE)
             data += shown.replace(SPACE, " ").encode()
-    text = data.decode(errors="surrogateescape")
+    text = data.decode(errors="surrogateescape").lstrip(" ")
     return re.sub("[\udc80-\udcff]", "\ufffd", text)
 
 

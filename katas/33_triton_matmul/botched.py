@@ -69,7 +69,7 @@ def _matmul_kernel(
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
     first_m = pid // (GROUP_M * tiles_n) * GROUP_M
-    group_rows = GROUP_M
+    group_rows = min(tiles_m, GROUP_M)
     rank = pid % (GROUP_M * tiles_n)
     pid_m = first_m + rank % group_rows
     pid_n = rank // group_rows

@@ -126,7 +126,7 @@ def _attention(
     in_d = offs_d < D
     in_q = (offs_m < T) & in_d
     k_ptrs = k_ptr + offs_n * stride_kn + offs_d * stride_kd
-    v_ptrs = v_ptr + offs_n * stride_kn + offs_d * stride_kd
+    v_ptrs = v_ptr + offs_n * stride_kn + offs_d * stride_vd
     q = tl.load(q_ptr + offs_m * stride_qm + offs_d * stride_qd, mask=in_q, other=0.0)
 
     # All rows attend to the first seen_by_all keys, some to the first seen, row i to limit[i].

@@ -61,7 +61,7 @@ def _softmax_wide_kernel(
     largest = tl.full((ROWS, 1), float("-inf"), tl.float32)
     total = tl.zeros((ROWS, 1), tl.float32)
     run = tl.cdiv(columns, BLOCK)
-    for step in range(0, run):
+    for step in range(run):
         column = step + run * tl.arange(0, BLOCK).to(tl.int64)[None, :]
         mask = (row < rows) & (column < columns)
         x = tl.load(x_row_ptr + column * x_column_stride, mask=mask, other=float("-inf"))

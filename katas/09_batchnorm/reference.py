@@ -34,6 +34,7 @@ class BatchNorm1d(nn.Module):
     num_batches_tracked: Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        """Make a layer for `num_features` channels; `momentum` weighs the newest batch."""
         super().__init__()
         self.eps = eps
         self.momentum = momentum

@@ -65,7 +65,7 @@ def _forward_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Normalise ROWS rows of `x`. Columns are adjacent in memory, rows of `x` are x_stride apart."""
+    """Normalise ROWS rows of `x`, x_stride apart; the columns of a row are adjacent in memory."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     is_row = row < rows
     x_rows = x_ptr + row * x_stride
@@ -239,7 +239,7 @@ def layernorm_backward(
 
 
 def _as_rows(x: Tensor) -> Tensor:
-    """Return `x` as a matrix whose columns are adjacent in memory, without a copy if that can be."""
+    """Return `x` as a matrix whose columns are adjacent in memory, without a copy if possible."""
     x = torch.atleast_2d(x).flatten(0, -2)
     return x if x.stride(1) == 1 else x.contiguous()
 

@@ -1,5 +1,6 @@
 """Matrix product of two matrices of any strides, tile by tile, on a GPU."""
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def _worth_timing(configs: list[triton.Config], args: dict[str, Any], **_: Any) 
 
 
 @triton.autotune(
-    configs=[SMALL] if triton.knobs.runtime.interpret else [SMALL, *sum(LARGE.values(), [])],
+    configs=[SMALL] if triton.knobs.runtime.interpret else [SMALL, *chain(*LARGE.values())],
     key=["M", "N", "K"],
     prune_configs_by={"early_config_prune": _worth_timing},
 )

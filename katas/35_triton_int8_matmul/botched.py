@@ -1,4 +1,4 @@
-"""An int8 matrix product with zero points, requantised to int8 in the Triton kernel that makes it."""
+"""An int8 matrix product with zero points, requantised to int8 in the same Triton kernel."""
 
 from typing import Any
 

@@ -244,10 +244,10 @@ EXPLANATIONS = {
     ),
     "dojo/ChangeActivation": Explanation(
         "Takes another activation",
-        "GELU, SiLU, ELU and leaky ReLU are all near x for large inputs and near zero, or nearly "
-        "so, for very negative ones. A network with the wrong one trains as well, but pretrained "
-        "weights give other numbers. Compare one layer at -1, 0, 1 and 10 with values worked out "
-        "by hand.",
+        "GELU, SiLU, ELU and leaky ReLU all give about x for large inputs; for very negative ones "
+        "GELU and SiLU give about 0, ELU about -1, and leaky ReLU a small multiple of x. A network "
+        "with the wrong one trains as well, but pretrained weights give other numbers. Compare one "
+        "layer at -10, -1, 0, 1 and 10 with values worked out by hand.",
         (
             "Let one hidden unit take chosen values, and see what the next layer gets of them.",
             "Try units that are slightly negative, very negative and very large.",

@@ -3,7 +3,7 @@
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from types import GenericAlias
@@ -31,7 +31,7 @@ def load(folder: Path) -> Kata:
         "equivalent": _tables(path, data.pop("equivalent", []), "equivalent"),
     }
     bugs = tuple(
-        _build(Bug, table, f"{path}: bug {table.get('id', number)!r}")
+        _folded(_build(Bug, table, f"{path}: bug {table.get('id', number)!r}"))
         for number, table in enumerate(tables["bug"], 1)
     )
     equivalents = tuple(
@@ -49,6 +49,11 @@ def load(folder: Path) -> Kata:
     kata: Kata = _build(Kata, data, str(path), given)
     _check(kata, path)
     return kata
+
+
+def _folded(bug: Bug) -> Bug:
+    """Return the bug with its story on one line; where it is shown, it is wrapped to fit."""
+    return replace(bug, why=" ".join(bug.why.split()))
 
 
 def _check(kata: Kata, path: Path) -> None:

@@ -48,9 +48,8 @@ def story_lines(bug: Bug, width: int | None = STORY_WIDTH) -> list[str]:
 
     The story is wrapped, unless there is no width to wrap it to.
     """
-    story = " ".join(bug.why.split())
     lines = [bug.title]
-    lines += [f"  {line}" for line in (textwrap.wrap(story, width - 2) if width else [story])]
+    lines += [f"  {line}" for line in (textwrap.wrap(bug.why, width - 2) if width else [bug.why])]
     if bug.id.startswith(FRESH):
         lines += ["  what was changed:", *_changed(bug)]
     return lines + [f"  seen in: {link}" for link in bug.seen_in]

@@ -104,15 +104,15 @@ def test_a_session_that_was_cut_off_goes_on_where_it_stood(project, kata, histor
     standing = resumed.standing()
     assert (standing.kata, standing.left, standing.hints) == ("01_scale", 596, 1)
     assert standing.last_run.failed == 2
-    with resumed.next_round() as again:
-        assert 595 < again.remaining() <= 596
-        assert kata.botched.read_text() == "# halfway\n"
-        again.end(Ending.SKIPPED)
+    again = resumed.next_round()
+    assert 595 < again.remaining() <= 596
+    assert kata.botched.read_text() == "# halfway\n"
+    again.end(Ending.SKIPPED)
     assert resumed.standing().left == 300
-    with resumed.next_round() as second:
-        second.end(Ending.MISSED)
-    with resumed.next_round() as none:
-        assert none is None
+    second = resumed.next_round()
+    second.end(Ending.MISSED)
+    none = resumed.next_round()
+    assert none is None
     assert session.unfinished(project, history) is None
     assert [item.ending for item in resumed.exercises()] == [Ending.SKIPPED, Ending.MISSED]
     assert [item.ending for item in resumed.debriefs()] == [Ending.SKIPPED, Ending.MISSED]
@@ -120,15 +120,15 @@ def test_a_session_that_was_cut_off_goes_on_where_it_stood(project, kata, histor
 
 def test_a_kata_that_was_planted_anew_or_removed_is_passed_over(project, kata, player, begin):
     practice = begin(600.0, 300.0)
-    with practice.next_round() as round_:
-        round_.leave()
+    round_ = practice.next_round()
+    round_.leave()
     player.plant(["divides"])
-    with practice.next_round() as round_:
-        assert round_.budget == 300
-        round_.leave()
+    round_ = practice.next_round()
+    assert round_.budget == 300
+    round_.leave()
     kata.folder.rename(project.root / "elsewhere")
-    with practice.next_round() as round_:
-        assert round_ is None
+    round_ = practice.next_round()
+    assert round_ is None
 
 
 def test_an_interview_names_tests_late_and_gives_no_hints(begin, opened):

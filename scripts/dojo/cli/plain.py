@@ -11,18 +11,26 @@ import click
 from dojo.cli.diff import colour_diff
 from dojo.errors import command as say
 from dojo.history.sessions import Ending
-from dojo.learner.watcher import Judged, Key, Started, watching
+from dojo.learner.watcher import watching
 from dojo.practice.debrief import Debrief
+from dojo.practice.loop import Action, Compared, Ended, Event, RunJudged, TimedHunt
 from dojo.practice.session import Practice, Round
 from dojo.runner.runner import Runner
-from dojo.testrun.results import RunResult
 from dojo.wording.debriefs import bug_lines, outcome_line
+from dojo.wording.events import event_line
 from dojo.wording.quantities import minutes
 from dojo.wording.runs import run_lines
 from dojo.wording.welcome import planted_line, welcome_lines
 
 _TICK_SECONDS = 0.5
-_WARNINGS = (300, 60)  # seconds left
+_LETTERS = {
+    "h": Action.HINT,
+    "d": Action.DIFF,
+    "p": Action.PAUSE,
+    "s": Action.SKIP,
+    "r": Action.REVEAL,
+    "q": Action.QUIT,
+}
 
 
 class Plain:
@@ -36,22 +44,18 @@ class Plain:
 
     def lead(self) -> bool:
         """Go through the katas that are left; say whether the session came to its end."""
-        while True:
-            with self._practice.next_round() as round_:
-                if round_ is None:
-                    return True
-                self._introduce(round_)
-                ending = self._hunt(round_)
-                if ending is None:
-                    round_.leave()
-                    return False
-                debrief = round_.end(ending)
-            if self._practice.session.interview:
-                click.echo(f"\n{debrief.kata.name} is over.")
-            else:
-                _print_debrief(debrief)
-            if self._practice.standing() and not self._go_on():
+        while (round_ := self._practice.next_round()) is not None:
+            self._introduce(round_)
+            finished = self._practice.finish(round_, self._hunt(round_))
+            if finished is None:
                 return False
+            if finished.hidden:
+                click.echo(f"\n{round_.kata.name} is over.")
+            else:
+                _print_debrief(finished.debrief)
+            if finished.more and not self._go_on():
+                return False
+        return True
 
     def _introduce(self, round_: Round) -> None:
         kata = round_.kata
@@ -65,44 +69,15 @@ class Plain:
 
     def _hunt(self, round_: Round) -> Ending | None:
         """Test at the start and at every save; return how it ended, or None for quit."""
-        warnings = [seconds for seconds in _WARNINGS if seconds < round_.remaining()]
+        hunt = TimedHunt(round_)
         with watching(round_.kata, self._runner) as watcher, self._letters.to(watcher.press):
-            for event in watcher.events(_TICK_SECONDS):
-                if isinstance(event, Started):
-                    round_.run_started()
-                elif isinstance(event, Judged):
-                    if self._print_run(round_, event.result):
-                        return Ending.SOLVED
-                elif isinstance(event, Key):
-                    if event.character == "q":
-                        return None
-                    if event.character in _ENDINGS:
-                        return _ENDINGS[event.character]
-                    self._act(round_, event.character)
-                left = round_.remaining()
-                if left <= 0:
-                    click.echo("\nTime is up.")
-                    return Ending.MISSED
-                while warnings and left <= warnings[0]:
-                    click.echo(f"{minutes(warnings.pop(0))} left")
-        raise AssertionError("events never end by themselves")
-
-    def _print_run(self, round_: Round, result: RunResult) -> bool:
-        judgement = round_.judge(result)
-        click.echo(f"\n[{minutes(round_.remaining())} left] revision {result.revision}")
-        for line in run_lines(round_.kata.name, result, judgement, names=round_.names_shown):
-            click.echo(line)
-        return judgement.solved
-
-    def _act(self, round_: Round, letter: str) -> None:
-        if letter == "h":
-            click.echo(round_.hint())
-        elif letter == "d":
-            diff = round_.player.diff_from_planted()
-            click.echo(colour_diff(diff) if diff else "you have changed nothing yet")
-        elif letter == "p":
-            stands = round_.toggle_pause()
-            click.echo("paused; p goes on" if stands else "the clock goes on")
+            for event in hunt.events(watcher, _LETTERS, _TICK_SECONDS):
+                if isinstance(event, Ended):
+                    if event.ending is Ending.MISSED:
+                        click.echo("\nTime is up.")
+                    return event.ending
+                _print(event, round_.kata.name)
+        raise AssertionError("a hunt goes on until it has ended")
 
     def _go_on(self) -> bool:
         """Wait for a line before the next kata; go on at once where none can come."""
@@ -110,7 +85,16 @@ class Plain:
         return self._letters.next() != "q"
 
 
-_ENDINGS = {"s": Ending.SKIPPED, "r": Ending.REVEALED}
+def _print(event: Event, name: str) -> None:
+    if isinstance(event, RunJudged):
+        assert event.left is not None  # a session has a clock
+        click.echo(f"\n[{minutes(event.left)} left] revision {event.result.revision}")
+        for line in run_lines(name, event.result, event.judgement, names=event.names_shown):
+            click.echo(line)
+    elif isinstance(event, Compared) and event.diff:
+        click.echo(colour_diff(event.diff))
+    elif line := event_line(event):
+        click.echo(line)
 
 
 class _Letters:

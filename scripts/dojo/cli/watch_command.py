@@ -13,13 +13,22 @@ from dojo.history.history import History
 from dojo.kata import catalogue, kata_toml
 from dojo.kata.kata import Kata
 from dojo.learner.player import Player
-from dojo.learner.watcher import Judged, Key, watching
+from dojo.learner.watcher import watching
+from dojo.practice.loop import Action, Compared, Event, FreeHunt, NextKata, RunJudged
 from dojo.project import Project
 from dojo.runner.runner import Runner
-from dojo.testrun.results import RunResult
+from dojo.wording.events import event_line
 from dojo.wording.runs import run_lines
 
 _KEYS = "h hint  d diff  r reset  u undo  n next kata  q quit"
+_ACTIONS = {
+    "h": Action.HINT,
+    "d": Action.DIFF,
+    "r": Action.RESET,
+    "u": Action.UNDO,
+    "n": Action.NEXT,
+    "q": Action.QUIT,
+}
 _TICK_SECONDS = 0.5
 
 
@@ -48,52 +57,34 @@ class _Screen:
     def __init__(self, player: Player, runner: Runner) -> None:
         self._player = player
         self._runner = runner
-        self._gone: tuple[str, ...] = ()
 
     def show(self) -> bool:
         """Watch until a key ends it; say whether to go on with the next kata."""
-        kata = self._player.kata
+        kata, hunt = self._player.kata, FreeHunt(self._player)
         with watching(kata, self._runner) as watcher, key_presses(watcher.press) as has_keys:
             click.echo(f"watching {kata.botched}" + (f"\n{_KEYS}" if has_keys else ""))
             try:
-                for event in watcher.events(_TICK_SECONDS):
-                    if isinstance(event, Judged):
-                        self._print_run(event.result, has_keys)
-                    elif isinstance(event, Key):
-                        if event.character in "qn":
-                            return event.character == "n"
-                        self._act(event.character)
+                for event in hunt.events(watcher, _ACTIONS, _TICK_SECONDS):
+                    if isinstance(event, NextKata):
+                        return True
+                    self._print(event, has_keys)
             except KeyboardInterrupt:
                 click.echo()
         return False
 
-    def _print_run(self, result: RunResult, has_keys: bool) -> None:
-        judgement = self._player.record(result)
-        self._gone = judgement.gone
-        if has_keys:
-            click.clear()
-        click.echo(f"[{time.strftime('%H:%M:%S')}] revision {result.revision}")
-        for line in run_lines(self._player.kata.name, result, judgement):
-            click.echo(_fit(line))
-        if has_keys:
-            click.echo(_fit(_KEYS))
-
-    def _act(self, character: str) -> None:
-        """Do what a key asks for; a change of the file is noticed as a save is."""
-        if character == "h":
-            click.echo(self._player.give_hint(self._gone))
-        elif character == "d":
-            diff = self._player.diff_from_planted()
-            click.echo(colour_diff(diff) if diff else "you have changed nothing yet")
-        elif character == "r":
-            backup = self._player.plant(self._player.attempt().planted)
-            click.echo("planted again" + ("; u brings your text back" if backup else ""))
-        elif character == "u":
-            if self._player.workspace.backups():
-                self._player.workspace.restore()
-                click.echo("your earlier text is back")
-            else:
-                click.echo("nothing to undo")
+    def _print(self, event: Event, has_keys: bool) -> None:
+        if isinstance(event, RunJudged):
+            if has_keys:
+                click.clear()
+            click.echo(f"[{time.strftime('%H:%M:%S')}] revision {event.result.revision}")
+            for line in run_lines(self._player.kata.name, event.result, event.judgement):
+                click.echo(_fit(line))
+            if has_keys:
+                click.echo(_fit(_KEYS))
+        elif isinstance(event, Compared) and event.diff:
+            click.echo(colour_diff(event.diff))
+        elif line := event_line(event):
+            click.echo(line)
 
 
 def _fit(line: str) -> str:

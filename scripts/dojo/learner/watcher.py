@@ -38,7 +38,7 @@ class Tick:
     """Nothing happened for a while."""
 
 
-Event = Judged | Started | Key | Tick
+Happening = Judged | Started | Key | Tick
 
 
 class _Saved:
@@ -55,7 +55,7 @@ class Watching:
         """Prepare; `watching` starts it."""
         self._kata = kata
         self._runner = runner
-        self._happened: queue.SimpleQueue[Event | _Saved | DojoError] = queue.SimpleQueue()
+        self._happened: queue.SimpleQueue[Happening | _Saved | DojoError] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._running = False
         self._again = False
@@ -66,7 +66,7 @@ class Watching:
         """Report a key, from any thread."""
         self._happened.put(Key(character))
 
-    def events(self, tick_seconds: float) -> Iterator[Event]:
+    def events(self, tick_seconds: float) -> Iterator[Happening]:
         """Yield what happens, from a first run on; a tick where nothing does."""
         self._happened.put(_Saved())
         while True:

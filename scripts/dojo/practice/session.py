@@ -125,6 +125,15 @@ class Round:
         return result
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A round that came to its end."""
+
+    debrief: Debrief
+    more: bool  # katas are to come
+    hidden: bool  # its debrief waits for the report at the session's end
+
+
 class Practice:
     """A practice session under way."""
 
@@ -139,9 +148,8 @@ class Practice:
         """Return the session's exercises, those that ended too."""
         return self._sessions.exercises(self.session.id)
 
-    @contextmanager
-    def next_round(self) -> Iterator[Round | None]:
-        """Open the first exercise that has not ended; None, ending the session, once all have.
+    def next_round(self) -> Round | None:
+        """Return the first exercise that has not ended; None, ending the session, once all have.
 
         Where the kata was planted anew since the exercise began, its bugs are no longer in the
         learner's file, and it is passed over; so is a kata that is no longer there.
@@ -152,11 +160,19 @@ class Practice:
             if kata is not None:
                 player = Player(self._project, kata, self._history)
                 if exercise.attempt in (None, player.workspace.attempt()):
-                    yield Round(player, exercise, self.session.interview)
-                    return
+                    return Round(player, exercise, self.session.interview)
             self._sessions.end_exercise(exercise.id, Ending.SKIPPED, exercise.spent, None)
         self.end()
-        yield None
+        return None
+
+    def finish(self, round_: Round, ending: Ending | None) -> Finished | None:
+        """End a round, and say how it went; without an ending, the session is left, and None."""
+        if ending is None:
+            round_.leave()
+            return None
+        debrief = round_.end(ending)
+        more = self.standing() is not None
+        return Finished(debrief, more, hidden=self.session.interview)
 
     def debriefs(self) -> list[Debrief]:
         """Return how each kata that was begun and has ended went."""

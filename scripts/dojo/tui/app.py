@@ -1,6 +1,5 @@
 """The practice session's application: hunts and debriefs in turn."""
 
-from contextlib import ExitStack
 from typing import ClassVar
 
 from textual.app import App
@@ -29,7 +28,6 @@ class PracticeApp(App[bool]):
         super().__init__()
         self._practice = practice
         self._runner = runner
-        self._opened = ExitStack()
         self._round: Round | None = None
 
     def on_mount(self) -> None:
@@ -38,14 +36,15 @@ class PracticeApp(App[bool]):
 
     def on_unmount(self) -> None:
         """Record the time, however the application ends."""
-        self._close_round()
+        if self._round is not None:
+            self._practice.finish(self._round, None)
 
     def action_leave(self) -> None:
         """Stop here; the session can be taken up again."""
         self.exit(False)
 
     def _next_round(self) -> None:
-        self._round = self._opened.enter_context(self._practice.next_round())
+        self._round = self._practice.next_round()
         if self._round is None:
             self.exit(True)
         else:
@@ -53,25 +52,17 @@ class PracticeApp(App[bool]):
 
     def _end_round(self, ending: Ending | None) -> None:
         """End the kata, or leave the session where the hunt was left without an end."""
-        if ending is None or self._round is None:
-            self.exit(False)
-            return
-        debrief = self._round.end(ending)
+        assert self._round is not None  # its hunt was on the screen
+        finished = self._practice.finish(self._round, ending)
         self._round = None
-        self._close_round()
-        more = self._practice.standing() is not None
-        hidden = self._practice.session.interview
-        self.push_screen(DebriefScreen(debrief, more=more, hidden=hidden), self._go_on)
+        if finished is None:
+            self.exit(False)
+        else:
+            self.push_screen(DebriefScreen(finished), self._go_on)
 
     def _go_on(self, go_on: bool | None) -> None:
-        if go_on:
+        # Leaving the last debrief ends the session as reading on does.
+        if go_on or self._practice.standing() is None:
             self._next_round()
         else:
-            # Leaving the last debrief ends the session as reading on does.
-            self.exit(self._practice.standing() is None)
-
-    def _close_round(self) -> None:
-        if self._round is not None:
-            self._round.leave()
-            self._round = None
-        self._opened.close()
+            self.exit(False)

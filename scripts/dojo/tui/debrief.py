@@ -8,26 +8,26 @@ from textual.containers import Container, VerticalScroll
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 
-from dojo.practice.debrief import Debrief
+from dojo.practice.session import Finished
 from dojo.tui.diff import diff_text
 from dojo.tui.lines import indented
 from dojo.wording.debriefs import bug_lines, outcome_line
 
 
 class DebriefScreen(Screen[bool]):
-    """How a kata went; `hidden` in an interview, whose report comes at the end."""
+    """How a kata went, unless that waits for the report at the session's end."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         ("enter", "go_on(True)", "go on"),
         ("q", "go_on(False)", "quit"),
     ]
 
-    def __init__(self, debrief: Debrief, *, more: bool, hidden: bool) -> None:
-        """Show a debrief; `more` katas are to come, or none."""
+    def __init__(self, finished: Finished) -> None:
+        """Show what came of a round."""
         super().__init__()
-        self._debrief = debrief
-        self._more = more
-        self._hidden = hidden
+        self._debrief = finished.debrief
+        self._more = finished.more
+        self._hidden = finished.hidden
 
     def compose(self) -> ComposeResult:
         """Lay out the outcome above, the changes beside the bugs."""

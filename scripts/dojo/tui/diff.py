@@ -2,9 +2,9 @@
 
 from rich.text import Text
 
-_STYLES = {"+": "green", "-": "red", "@": "cyan"}
+from dojo.wording.events import COLOURS
 
 
 def diff_text(diff: str) -> Text:
     """Return the diff, each line in the colour of its kind."""
-    return Text("\n").join(Text(line, _STYLES.get(line[:1], "")) for line in diff.splitlines())
+    return Text("\n").join(Text(line, COLOURS.get(line[:1], "")) for line in diff.splitlines())

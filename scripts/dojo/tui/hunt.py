@@ -15,14 +15,24 @@ from textual.worker import get_current_worker
 
 from dojo.errors import DojoError
 from dojo.history.sessions import Ending
-from dojo.learner.watcher import Event, Judged, Started, watching
+from dojo.learner.watcher import Happening, Judged, Started, Tick, watching
 from dojo.practice.debrief import HINT_COSTS
+from dojo.practice.loop import (
+    Action,
+    Compared,
+    Ended,
+    Event,
+    RunJudged,
+    RunStarted,
+    TimedHunt,
+    TimeLeft,
+)
 from dojo.practice.session import Round
 from dojo.runner.runner import Runner
-from dojo.testrun.results import RunResult
 from dojo.tui.confirm import Confirm
 from dojo.tui.diff import diff_text
 from dojo.tui.lines import indented
+from dojo.wording.events import event_line
 from dojo.wording.quantities import minutes
 from dojo.wording.runs import run_lines
 from dojo.wording.welcome import planted_line, welcome_lines
@@ -47,15 +57,16 @@ class HuntScreen(Screen[Ending | None]):
     class Happened(Message):
         """The watcher saw something."""
 
-        def __init__(self, event: Event | DojoError) -> None:
+        def __init__(self, happening: Happening | DojoError) -> None:
             """Carry what it saw."""
             super().__init__()
-            self.event = event
+            self.happening = happening
 
     def __init__(self, round_: Round, runner: Runner) -> None:
         """Show a round that has begun."""
         super().__init__()
         self._round = round_
+        self._hunt = TimedHunt(round_)
         self._runner = runner
         self._tests: Group | Text = Text("the tests are getting ready ...")
         self._shows_diff = False
@@ -79,7 +90,7 @@ class HuntScreen(Screen[Ending | None]):
     def on_mount(self) -> None:
         """Start the clock on the screen, and follow the saves."""
         self._show_clock()
-        self.set_interval(_TICK_SECONDS, self._show_clock)
+        self.set_interval(_TICK_SECONDS, lambda: self._take(Tick()))
         self._follow()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -91,68 +102,81 @@ class HuntScreen(Screen[Ending | None]):
         worker = get_current_worker()
         try:
             with watching(self._round.kata, self._runner) as watcher:
-                for event in watcher.events(_TICK_SECONDS):
+                for happening in watcher.events(_TICK_SECONDS):
                     if worker.is_cancelled:
                         return
-                    if isinstance(event, Started | Judged):
-                        self.post_message(self.Happened(event))
+                    if isinstance(happening, Started | Judged):
+                        self.post_message(self.Happened(happening))
         except DojoError as error:
             self.post_message(self.Happened(error))
 
     def on_hunt_screen_happened(self, message: Happened) -> None:
-        """Take what the watcher saw to the round, and to the screen."""
-        event = message.event
-        verdict = self.query_one("#verdict")
-        if isinstance(event, Started):
-            self._round.run_started()
-            verdict.border_subtitle = "running ..."
-        elif isinstance(event, Judged):
-            verdict.border_subtitle = f"revision {event.result.revision}"
-            self._show_run(event.result)
-        elif isinstance(event, DojoError):
-            self._note(str(event))
+        """Take what the watcher saw to the hunt."""
+        if isinstance(message.happening, DojoError):
+            self._note(str(message.happening))
+        else:
+            self._take(message.happening)
 
     def action_hint(self) -> None:
         """Give the next hint."""
-        self._note(self._round.hint())
+        self._take(Action.HINT)
 
     def action_diff(self) -> None:
         """Show what the learner has changed, in place of the tests; then the tests again."""
         if self._shows_diff:
             self._show_tests()
-            return
-        diff = self._round.player.diff_from_planted()
-        self._shows_diff = True
-        self._show("what you changed", diff_text(diff) if diff else Text("nothing yet"))
+        else:
+            self._take(Action.DIFF)
 
     def action_pause(self) -> None:
         """Stop the clock, or let it go on."""
-        stands = self._round.toggle_pause()
-        self._note("The clock stands; p or a save lets it go on." if stands else "")
-        self._show_clock()
+        self._take(Action.PAUSE)
 
     def action_skip(self) -> None:
         """Leave this kata for good, once that is confirmed."""
-        self._confirm("Skip this kata?", Ending.SKIPPED)
+        self._confirm("Skip this kata?", Action.SKIP)
 
     def action_reveal(self) -> None:
         """Show the answer, which ends this kata, once that is confirmed."""
-        self._confirm("Show the answer? It ends this kata.", Ending.REVEALED)
+        self._confirm("Show the answer? It ends this kata.", Action.REVEAL)
 
-    def _confirm(self, question: str, ending: Ending) -> None:
+    def _confirm(self, question: str, action: Action) -> None:
         def answered(yes: bool | None) -> None:
             if yes:
-                self.dismiss(ending)
+                self._take(action)
 
         self.app.push_screen(Confirm(question), answered)
 
-    def _show_run(self, result: RunResult) -> None:
-        judgement = self._round.judge(result)
-        if judgement.solved:
-            self._finish(Ending.SOLVED)
-            return
+    def _take(self, happened: Happening | Action) -> None:
+        """Take what happened to the hunt, and what comes of it to the screen."""
+        self._show_clock()
+        for event in self._hunt.handle(happened):
+            self._show_event(event)
+
+    def _show_event(self, event: Event) -> None:
+        verdict = self.query_one("#verdict")
+        match event:
+            case RunStarted():
+                verdict.border_subtitle = "running ..."
+            case RunJudged():
+                verdict.border_subtitle = f"revision {event.result.revision}"
+                self._show_run(event)
+            case Compared(diff) if diff:
+                self._shows_diff = True
+                self._show("what you changed", diff_text(diff))
+            case Compared():
+                self._shows_diff = True
+                self._show("what you changed", Text(event_line(event)))
+            case Ended(ending):
+                self._finish(ending)
+            case TimeLeft():
+                pass  # the clock is in sight
+            case _:
+                self._note(event_line(event))
+
+    def _show_run(self, event: RunJudged) -> None:
         name = self._round.kata.name
-        lines = run_lines(name, result, judgement, names=self._round.names_shown)
+        lines = run_lines(name, event.result, event.judgement, names=event.names_shown)
         self._tests = indented(lines, bold=("  fails", name))
         self._show_tests()
 
@@ -171,10 +195,8 @@ class HuntScreen(Screen[Ending | None]):
         clock = self.query_one("#clock", Static)
         clock.update(("paused " if self._round.paused else "") + minutes(left))
         self.query_one("#status").set_class(left <= _LATE_SECONDS, "late")
-        if left <= 0:
-            self._finish(Ending.MISSED)
 
-    def _finish(self, ending: Ending) -> None:
+    def _finish(self, ending: Ending | None) -> None:
         """End the kata, also under a question that is not answered yet."""
         while self.app.screen is not self:
             self.app.pop_screen()

@@ -1,0 +1,248 @@
+"""The loop of a hunt, without a screen: what happens and what the learner asks for goes in, and
+events come out for any interface to show.
+
+It has no thread and no clock of its own: the interface calls it with what the watcher saw.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from dojo.errors import DojoError
+from dojo.history.sessions import Ending
+from dojo.learner.player import Judgement, Player
+from dojo.learner.watcher import Happening, Judged, Key, Started, Tick, Watching
+from dojo.practice.session import Round
+from dojo.testrun.results import RunResult
+
+_WARNINGS = (300.0, 60.0)  # seconds left
+
+
+class Action(Enum):
+    """What a learner asks for."""
+
+    HINT = auto()
+    DIFF = auto()
+    PAUSE = auto()
+    SKIP = auto()
+    REVEAL = auto()
+    RESET = auto()
+    UNDO = auto()
+    NEXT = auto()
+    QUIT = auto()
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """The tests run."""
+
+
+@dataclass(frozen=True)
+class RunJudged:
+    """The tests ran on the newest text."""
+
+    result: RunResult
+    judgement: Judgement
+    names_shown: bool = True  # whether failing tests may be named
+    left: float | None = None  # seconds, where there is a clock
+
+
+@dataclass(frozen=True)
+class Hinted:
+    """The learner is told something about a bug."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the learner changed, as a diff; empty for nothing."""
+
+    diff: str
+
+
+@dataclass(frozen=True)
+class Paused:
+    """The clock stands, or goes on."""
+
+    stands: bool
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """Little time is left: so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Replanted:
+    """The bugs are planted again."""
+
+    kept: bool  # whether the learner's text made room
+
+
+@dataclass(frozen=True)
+class Undone:
+    """An earlier text is back."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """What was asked for cannot be done."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The hunt is over; without an ending, the learner left it."""
+
+    ending: Ending | None = None
+
+
+@dataclass(frozen=True)
+class NextKata:
+    """The learner goes on with the kata that comes after."""
+
+
+Event = (
+    RunStarted
+    | RunJudged
+    | Hinted
+    | Compared
+    | Paused
+    | TimeLeft
+    | Replanted
+    | Undone
+    | Refused
+    | Ended
+    | NextKata
+)
+
+
+class Hunt(ABC):
+    """A learner hunting in one kata."""
+
+    def __init__(self, player: Player) -> None:
+        """Begin with nothing judged."""
+        self._player = player
+
+    def events(
+        self, watcher: Watching, keys: Mapping[str, Action], tick_seconds: float
+    ) -> Iterator[Event]:
+        """Yield what comes of all that happens, keys being actions, until the hunt is over."""
+        for happened in watcher.events(tick_seconds):
+            asked = keys.get(happened.character) if isinstance(happened, Key) else happened
+            for event in self.handle(asked) if asked else ():
+                yield event
+                if isinstance(event, Ended | NextKata):
+                    return
+
+    def handle(self, happened: Happening | Action) -> list[Event]:
+        """Take what happened, or what the learner asks for, and return what comes of it."""
+        events: list[Event] = []
+        try:
+            for event in self._handle(happened):
+                events.append(event)
+                if isinstance(event, Ended | NextKata):
+                    break  # what comes of the same moment comes too late
+        except DojoError as error:
+            events.append(Refused(str(error)))
+        return events
+
+    def _handle(self, happened: Happening | Action) -> Iterator[Event]:
+        match happened:
+            case Started():
+                yield RunStarted()
+            case Judged(result):
+                yield from self._judge(result)
+            case Action.HINT:
+                yield Hinted(self._hint())
+            case Action.DIFF:
+                yield Compared(self._player.diff_from_planted())
+            case Action.QUIT:
+                yield Ended()
+
+    @abstractmethod
+    def _judge(self, result: RunResult) -> Iterator[Event]:
+        """Record a run."""
+
+    @abstractmethod
+    def _hint(self) -> str:
+        """Return the next hint."""
+
+
+class FreeHunt(Hunt):
+    """A hunt without a clock."""
+
+    def __init__(self, player: Player) -> None:
+        """Begin with no bug proved gone."""
+        super().__init__(player)
+        self._gone: tuple[str, ...] = ()
+
+    def _handle(self, happened: Happening | Action) -> Iterator[Event]:
+        match happened:
+            case Action.RESET:
+                backup = self._player.plant(self._player.attempt().planted)
+                yield Replanted(kept=backup is not None)
+            case Action.UNDO:
+                self._player.workspace.restore()
+                yield Undone()
+            case Action.NEXT:
+                yield NextKata()
+            case _:
+                yield from super()._handle(happened)
+
+    def _judge(self, result: RunResult) -> Iterator[Event]:
+        judgement = self._player.record(result)
+        self._gone = judgement.gone
+        yield RunJudged(result, judgement)
+
+    def _hint(self) -> str:
+        return self._player.give_hint(self._gone)
+
+
+class TimedHunt(Hunt):
+    """A hunt against the clock, as a round of a practice session."""
+
+    def __init__(self, round_: Round) -> None:
+        """Take a round that has begun."""
+        super().__init__(round_.player)
+        self._round = round_
+        self._warnings = [left for left in _WARNINGS if left < round_.remaining()]
+
+    def _handle(self, happened: Happening | Action) -> Iterator[Event]:
+        match happened:
+            case Started():
+                self._round.run_started()
+                yield RunStarted()
+            case Action.PAUSE:
+                yield Paused(self._round.toggle_pause())
+            case Action.SKIP:
+                yield Ended(Ending.SKIPPED)
+            case Action.REVEAL:
+                yield Ended(Ending.REVEALED)
+            case Tick():
+                pass
+            case _:
+                yield from super()._handle(happened)
+        yield from self._look_at_the_clock()
+
+    def _judge(self, result: RunResult) -> Iterator[Event]:
+        judgement = self._round.judge(result)
+        names, left = self._round.names_shown, self._round.remaining()
+        yield RunJudged(result, judgement, names, left)
+        if judgement.solved:
+            yield Ended(Ending.SOLVED)
+
+    def _hint(self) -> str:
+        return self._round.hint()
+
+    def _look_at_the_clock(self) -> Iterator[Event]:
+        left = self._round.remaining()
+        if left <= 0:
+            yield Ended(Ending.MISSED)
+        while self._warnings and left <= self._warnings[0]:
+            yield TimeLeft(self._warnings.pop(0))

@@ -1,0 +1,37 @@
+"""What is said of the events of a hunt, in every interface with the same words."""
+
+from dojo.practice.loop import (
+    Compared,
+    Event,
+    Hinted,
+    Paused,
+    Refused,
+    Replanted,
+    TimeLeft,
+    Undone,
+)
+from dojo.wording.quantities import minutes
+
+# Of the lines of a diff, by how they begin.
+COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+
+
+def event_line(event: Event) -> str:
+    """Return an event in one line; empty where there is nothing to say, or more than a line."""
+    match event:
+        case Hinted(text) | Refused(text):
+            return text
+        case Compared(""):
+            return "You have changed nothing yet."
+        case Paused(stands):
+            return (
+                "The clock stands; p or a save lets it go on." if stands else "The clock goes on."
+            )
+        case TimeLeft(seconds):
+            return f"{minutes(seconds)} left"
+        case Replanted(kept):
+            return "Planted again" + ("; u brings your text back." if kept else ".")
+        case Undone():
+            return "Your earlier text is back."
+        case _:
+            return ""

@@ -1,0 +1,212 @@
+"""The loop of a hunt, with made-up runs and a clock that the test moves."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dojo.history.sessions import Ending
+from dojo.learner.watcher import Judged, Key, Started, Tick
+from dojo.practice import session
+from dojo.practice.loop import (
+    Action,
+    Compared,
+    Ended,
+    FreeHunt,
+    Hinted,
+    NextKata,
+    Paused,
+    Refused,
+    Replanted,
+    RunJudged,
+    RunStarted,
+    TimedHunt,
+    TimeLeft,
+    Undone,
+)
+from dojo.practice.planning import Planned
+from dojo.practice.session import Round
+from dojo.project import Project
+from dojo.testrun.results import Outcome, RunResult, TestResult
+from dojo.wording.events import event_line
+
+BUGS = ("adds-factor", "subtracts-offset")
+
+
+def run(**outcomes):
+    tests = [
+        TestResult(f"test_{name}", Outcome[outcome.upper()], "message", 0.1, "abc")
+        for name, outcome in outcomes.items()
+    ]
+    return Judged(RunResult.of(tests, 0.1))
+
+
+class Time:
+    seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+
+@pytest.fixture
+def time():
+    return Time()
+
+
+@pytest.fixture
+def timed(project, player, history, time):
+    def timed(budget=600.0, interview=False):
+        planned = [Planned(player.kata, BUGS, budget)]
+        practice = session.begin(project, history, planned, interview=interview, interview_on=None)
+        (exercise,) = practice.exercises()
+        return TimedHunt(Round(player, exercise, interview, time))
+
+    return timed
+
+
+@pytest.fixture
+def free(player):
+    player.plant(BUGS)
+    return FreeHunt(player)
+
+
+def test_a_run_starts_and_is_judged(free):
+    assert free.handle(Started()) == [RunStarted()]
+    (event,) = free.handle(run(scale="failed", shift="passed"))
+    assert isinstance(event, RunJudged)
+    assert event.judgement.gone == ("subtracts-offset",)
+    assert event.left is None
+
+
+def test_hints_are_of_what_is_left_after_the_last_run(free, kata):
+    free.handle(run(scale="passed", shift="failed"))
+    (hint,) = free.handle(Action.HINT)
+    assert kata.bug("subtracts-offset").hints[0] in hint.text
+
+
+def test_the_diff_is_of_what_the_learner_changed(free, kata):
+    assert free.handle(Action.DIFF) == [Compared("")]
+    kata.botched.write_text(kata.botched.read_text() + "# mine\n")
+    (compared,) = free.handle(Action.DIFF)
+    assert "+# mine" in compared.diff
+    assert event_line(Compared("")) == "You have changed nothing yet."
+
+
+def test_reset_and_undo_and_the_next_kata(free, kata):
+    mine = kata.botched.read_text() + "# mine\n"
+    kata.botched.write_text(mine)
+    assert free.handle(Action.RESET) == [Replanted(kept=True)]
+    assert "# mine" not in kata.botched.read_text()
+    assert free.handle(Action.UNDO) == [Undone()]
+    assert kata.botched.read_text() == mine
+    assert free.handle(Action.NEXT) == [NextKata()]
+    assert free.handle(Action.QUIT) == [Ended()]
+
+
+def test_what_cannot_be_done_is_an_event_and_no_end(free, player):
+    player.workspace.record(99)  # the history has lost what is planted
+    (refused,) = free.handle(Action.DIFF)
+    assert isinstance(refused, Refused)
+    assert "no longer knows what is planted" in event_line(refused)
+    assert free.handle(Started()) == [RunStarted()]
+
+
+def test_nothing_to_undo_is_said(player):
+    (refused,) = FreeHunt(player).handle(Action.UNDO)
+    assert "nothing to undo" in event_line(refused)
+
+
+def test_actions_of_the_other_kind_of_hunt_do_nothing(free, timed):
+    for action in (Action.PAUSE, Action.SKIP, Action.REVEAL):
+        assert free.handle(action) == []
+    hunt = timed()
+    for action in (Action.RESET, Action.UNDO, Action.NEXT):
+        assert hunt.handle(action) == []
+
+
+def test_solved_ends_a_timed_hunt_and_no_free_one(free, timed):
+    solved = run(scale="passed", shift="passed")
+    assert [type(event) for event in free.handle(solved)] == [RunJudged]
+    judged, ended = timed().handle(solved)
+    assert judged.judgement.solved
+    assert ended == Ended(Ending.SOLVED)
+
+
+def test_the_clock_warns_once_each_and_ends_the_hunt(timed, time):
+    hunt = timed(budget=302.0)
+    said = []
+    for _ in range(305):
+        time.seconds += 1.0
+        said += hunt.handle(Tick())
+    assert said[:3] == [TimeLeft(300.0), TimeLeft(60.0), Ended(Ending.MISSED)]
+    assert event_line(TimeLeft(300.0)) == "5:00 left"
+
+
+def test_a_budget_below_a_warning_is_not_warned_of(timed, time):
+    hunt = timed(budget=30.0)
+    time.seconds += 1.0
+    assert hunt.handle(Tick()) == []
+
+
+def test_a_pause_stops_the_clock_and_a_save_ends_it(timed, time):
+    hunt = timed(budget=100.0)
+    assert hunt.handle(Action.PAUSE) == [Paused(stands=True)]
+    for _ in range(40):
+        time.seconds += 4.0
+        assert hunt.handle(Tick()) == []
+    assert hunt.handle(Started()) == [RunStarted()]  # waiting for the tests counts as little
+    for _ in range(40):
+        time.seconds += 4.0
+        assert hunt.handle(Tick()) == []
+    (judged,) = hunt.handle(run(scale="failed", shift="failed"))
+    assert judged.left == 100.0
+    assert hunt.handle(Action.PAUSE) == [Paused(stands=True)]
+    assert hunt.handle(Action.PAUSE) == [Paused(stands=False)]
+
+
+def test_skip_reveal_and_quit_end_a_timed_hunt(timed):
+    hunt = timed()
+    assert hunt.handle(Action.SKIP) == [Ended(Ending.SKIPPED)]
+    assert hunt.handle(Action.REVEAL) == [Ended(Ending.REVEALED)]
+    assert hunt.handle(Action.QUIT) == [Ended()]
+
+
+def test_an_interview_gives_no_hints_and_names_no_test_before_half_time(timed, time):
+    hunt = timed(budget=100.0, interview=True)
+    assert hunt.handle(Action.HINT) == [Hinted("an interview gives no hints")]
+    failed = run(scale="failed", shift="failed")
+    assert [event.names_shown for event in hunt.handle(failed)] == [False]
+    for _ in range(11):
+        time.seconds += 5.0
+        hunt.handle(Tick())
+    assert [event.names_shown for event in hunt.handle(failed) if event != TimeLeft(60.0)] == [True]
+
+
+def test_keys_are_actions_and_unknown_ones_nothing(free):
+    class Watcher:
+        def events(self, tick_seconds):
+            yield from (Key("x"), Started(), Key("n"), Started())
+
+    events = free.events(Watcher(), {"n": Action.NEXT}, 0.1)
+    assert list(events) == [RunStarted(), NextKata()]
+
+
+def test_the_interface_imports_no_pytest():
+    code = """
+import importlib, pathlib, sys
+sys.path.insert(0, "scripts")
+for room in ("wording", "tui", "cli"):
+    for path in pathlib.Path("scripts/dojo", room).glob("*.py"):
+        if path.stem != "mutants":  # it needs cosmic-ray
+            importlib.import_module(f"dojo.{room}.{path.stem}")
+assert {"dojo.wording.verdicts", "dojo.tui.app", "dojo.cli.watch_command"} <= set(sys.modules)
+print(*(name for name in ("pytest", "_pytest", "torch", "triton") if name in sys.modules))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Project.here().root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == ""

@@ -59,10 +59,17 @@ class Pool:
                         runner.cancel()
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS; a container may allow fewer than all
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @contextmanager
 def runner_pool(project: Project, limits: Limits | None = None) -> Iterator[Pool]:
     """Start as many runners as there are cores, and end them afterwards."""
-    runners = [Runner(project, limits) for _ in range(len(os.sched_getaffinity(0)))]
+    runners = [Runner(project, limits) for _ in range(cores())]
     try:
         yield Pool(runners)
     finally:

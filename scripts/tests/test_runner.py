@@ -1,5 +1,6 @@
 """Whatever the code under test does ends in a verdict, and never touches the next run."""
 
+import os
 import signal
 import threading
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dojo.errors import DojoError
+from dojo.runner.pool import cores, runner_pool
 from dojo.runner.runner import Runner
 from dojo.testrun.implementation import Reference, Solution
 from dojo.testrun.limits import Limits
@@ -250,6 +252,29 @@ def test_a_run_until_the_first_failure_ends_there(runner, kata):
     assert only.outcome is Outcome.FAILED
     kata.botched.write_text(kata.correct_source)
     assert runner.run(kata, first_failure=True).verdict is Verdict.PASSED
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_run_of_some_tests_runs_these_alone(project, kata, warm):
+    with Runner(project, Limits(run_seconds=30.0), warm=warm) as runner:
+        whole = runner.run(kata, seed=1)
+        some = runner.run(kata, seed=1, only={"test_shift"})
+        assert [(test.name, test.outcome) for test in some.tests] == [
+            ("test_shift", Outcome.PASSED)
+        ]
+        assert some.verdict is Verdict.PASSED
+        again = runner.run(kata, seed=1)  # the others are not lost
+        assert [test.name for test in again.tests] == [test.name for test in whole.tests]
+        assert runner.run(kata, only={"test_of_no_such_name"}).verdict is Verdict.BROKEN
+
+
+def test_a_pool_has_a_runner_a_core_also_where_affinity_is_unknown(project, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    with runner_pool(project) as pool:
+        assert pool.size == 3
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert cores() == 1
 
 
 def test_closing_does_not_wait_for_the_start(project):

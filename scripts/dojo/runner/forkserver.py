@@ -119,7 +119,7 @@ class _Collector:
         gc.freeze()
         request: Request | None = self._request
         while request is not None:
-            self._run(request, wake, session.config)
+            self._run(request, wake, session)
             if self._forked:
                 return
             request = self._next()
@@ -148,14 +148,14 @@ class _Collector:
             break
         return None
 
-    def _run(self, request: Request, wake: int, config: Any) -> None:
+    def _run(self, request: Request, wake: int, session: Any) -> None:
         """Fork, run the request there, and answer with what came back within the time limit."""
         started = time.monotonic()
         receive, send = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(receive)
-            self._become_child(request, send, config)
+            self._become_child(request, send, session)
             return
         os.close(send)
         received = bytearray()
@@ -196,7 +196,7 @@ class _Collector:
         if status is None:  # after the answer: unmapping so large a process takes milliseconds
             _reap(pid, 0)
 
-    def _become_child(self, request: Request, send: int, config: Any) -> None:
+    def _become_child(self, request: Request, send: int, session: Any) -> None:
         self._forked = True
         os.setsid()  # a group of its own: what it leaves running is killed with it
         signal.set_wakeup_fd(-1)
@@ -204,6 +204,7 @@ class _Collector:
         os.close(self._requests)
         os.close(self._relay)
         # Captured output goes to files, which must not be the same as those of other runs.
+        config = session.config
         capture = config.pluginmanager.getplugin("capturemanager")
         capture.stop_global_capturing()
         # A debugger that the code calls ends at once, and takes no request from the pipe.
@@ -215,6 +216,7 @@ class _Collector:
         capture.suspend_global_capture()
         config.option.impl = request.impl
         config.option.kata_seed = request.seed
+        worker.select(session.items, request.only)
         worker.limit_memory(request.memory_bytes)
         self._results.open(os.fdopen(send, "w", encoding="utf-8"))
 

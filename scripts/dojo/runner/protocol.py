@@ -24,6 +24,7 @@ class Request:
     root: str
     arguments: tuple[str, ...]  # pytest's
     collects: tuple[str, ...]  # files: an edit of any needs the tests to be collected anew
+    only: tuple[str, ...]  # test functions: no others run; all if there are none
     impl: str
     seed: int
     environment: dict[str, str]
@@ -38,7 +39,7 @@ class Request:
     def decoded(cls, line: bytes) -> "Request":
         """Return the request that a line holds."""
         facts = json.loads(line)
-        lists = {name: tuple(facts[name]) for name in ("arguments", "collects")}
+        lists = {name: tuple(facts[name]) for name in ("arguments", "collects", "only")}
         return cls(**{**facts, **lists})
 
 

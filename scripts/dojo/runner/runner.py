@@ -5,7 +5,7 @@ import secrets
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -56,10 +56,14 @@ class Runner:
         seed: int | None = None,
         *,
         first_failure: bool = False,
+        only: Collection[str] = (),
     ) -> RunResult:
-        """Run the kata's tests against an implementation: all, or until the first failure."""
+        """Run the kata's tests against an implementation: all, or until the first failure.
+
+        `only` names test functions: no others run.
+        """
         with self._lock, self._in_a_file(kata, implementation) as impl:
-            request = self._request(kata, impl, seed, first_failure)
+            request = self._request(kata, impl, seed, first_failure, only)
             answer = self._transport.ask(request)
         return _result(answer, self._limits)
 
@@ -78,7 +82,14 @@ class Runner:
         finally:
             variant.path.unlink()
 
-    def _request(self, kata: Kata, impl: str, seed: int | None, first_failure: bool) -> Request:
+    def _request(
+        self,
+        kata: Kata,
+        impl: str,
+        seed: int | None,
+        first_failure: bool,
+        only: Collection[str],
+    ) -> Request:
         root = self._project.root
         return Request(
             root=str(root),
@@ -94,6 +105,7 @@ class Runner:
                 *(["--exitfirst"] if first_failure else []),
             ),
             collects=(str(kata.tests), str(root / "conftest.py"), str(root / "pyproject.toml")),
+            only=tuple(sorted(only)),
             impl=impl,
             seed=secrets.randbelow(2**31) if seed is None else seed,
             # Plugins found by entry points cost more than a fast kata's tests.

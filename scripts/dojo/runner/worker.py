@@ -7,6 +7,7 @@ input, results on standard output.
 
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,7 +31,8 @@ def main() -> None:
         import pytest
 
         which = [f"--impl={request.impl}", f"--kata-seed={request.seed}"]
-        results.finish(pytest.main([*request.arguments, *which], plugins=[results]))
+        plugins = [results, _Selection(request.only)]
+        results.finish(pytest.main([*request.arguments, *which], plugins=plugins))
     except BaseException:
         exit_process(70)
     exit_process(0)
@@ -96,6 +98,22 @@ class Results:
         else:
             self._file.write(line)
             self._file.flush()
+
+
+def select(items: list[Any], only: Collection[str]) -> None:
+    """Leave out the tests of all functions but these, if any are named."""
+    if only:
+        items[:] = [item for item in items if item.originalname in only]
+
+
+class _Selection:
+    """A pytest plugin that leaves out tests."""
+
+    def __init__(self, only: Collection[str]) -> None:
+        self._only = only
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        select(items, self._only)
 
 
 def limit_memory(extra: int) -> None:

@@ -1,0 +1,44 @@
+"""What verifying a kata found, in plain data: the command line shows it."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from dojo.kata.kata import Kata
+
+
+class Standing(StrEnum):
+    """What verifying says of a kata as a whole."""
+
+    TRUSTED = "ok"
+    DRAFT = "draft"  # its author knows that things are left to do
+    PROBLEMS = "PROBLEMS"
+
+
+@dataclass
+class Tally:
+    """How many sets of bugs were planted, and how many of these were caught."""
+
+    planted: int = 0
+    caught: int = 0
+
+
+@dataclass
+class Findings:
+    """What verifying one kata found; no problems means that it can be trusted."""
+
+    kata: Kata
+    problems: list[str] = field(default_factory=list)
+    caught_by: dict[str, int] = field(default_factory=dict)  # bug id -> number of tests
+    unchecked: list[str] = field(default_factory=list)  # bugs that only a GPU shows
+    pairs: Tally = field(default_factory=Tally)
+    larger_sets: Tally = field(default_factory=Tally)
+    runs: int = 0
+    reference_seconds: float = 0.0  # that the reference's tests took, in the fastest run
+    seconds: float = 0.0
+
+    @property
+    def standing(self) -> Standing:
+        """Return what the findings come to."""
+        if not self.problems:
+            return Standing.TRUSTED
+        return Standing.DRAFT if self.kata.draft else Standing.PROBLEMS

@@ -1,0 +1,137 @@
+"""Sees that a kata's folder is complete and agrees with itself, before anything is run."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+from dojo.errors import CatalogueError, command
+from dojo.kata.kata import Kata
+from dojo.kata.planting import conflict
+
+LEAST_BUGS = 6
+
+_LINK = re.compile(r"https://([a-z0-9-]+\.)+[a-z]{2,}/\S+", re.IGNORECASE)
+_PLACEHOLDER = re.compile(
+    r"example\.(com|net|org)/|\.(example|internal|invalid|local|test)/|\b(OWNER|REPO)\b|/N$"
+)
+
+
+def problems(kata: Kata) -> Iterator[str]:
+    """Yield what is missing from the kata's folder, or contradicts the rest, in words."""
+    for path in (kata.brief, kata.tests):
+        if not path.is_file() or not path.read_text(encoding="utf-8").strip():
+            yield f"{path.name} is missing or empty"
+    yield from _left_to_do(kata)
+    yield from _brief(kata)
+    yield from _tests(kata)
+    yield from _bugs(kata)
+    yield from _fresh(kata)
+    if not botched_is_default(kata):
+        yield (
+            "botched.py is not the reference with the default bugs: "
+            f"{command('reset', kata.name)}, then commit it"
+        )
+
+
+def botched_is_default(kata: Kata) -> bool:
+    """Say whether botched.py, as git has it or as it stands, is reference plus default bugs.
+
+    What git has counts, so that a learner's own edits do not turn this red.
+    """
+    expected = kata.planted_source(kata.default).encode()
+    if kata.botched.is_file() and kata.botched.read_bytes() == expected:
+        return True
+    staged = subprocess.run(
+        ["git", "show", ":./botched.py"], cwd=kata.folder, capture_output=True, check=False
+    )
+    return staged.returncode == 0 and staged.stdout == expected
+
+
+def _left_to_do(kata: Kata) -> Iterator[str]:
+    for path in (kata.brief, kata.reference, kata.tests, kata.folder / "kata.toml"):
+        for number, line in enumerate(_lines(path), 1):
+            if "TODO" in line:
+                yield f"{path.name}, line {number}: {line.strip()}"
+
+
+def _brief(kata: Kata) -> Iterator[str]:
+    """Compare the heading and the line of facts with kata.toml."""
+    lines = [*_lines(kata.brief), "", "", ""]
+    number = kata.name.partition("_")[0]
+    facts = f"*{kata.topic}, {kata.level}, {kata.minutes} minutes*"
+    for place, wanted in ((1, f"# {number} {kata.title}"), (3, facts)):
+        if lines[place - 1] != wanted:
+            yield f"README.md, line {place}: by kata.toml it is {wanted!r}"
+
+
+def _tests(kata: Kata) -> Iterator[str]:
+    """Name the tests that test nothing: `impl` reaches them neither directly nor by a fixture."""
+    functions = _functions(kata)
+    takes = {
+        name: {argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)}
+        for name, node in functions.items()
+    }
+    fixtures = {
+        name
+        for name, node in functions.items()
+        if any("fixture" in ast.unparse(decorator) for decorator in node.decorator_list)
+    }
+    reached = {"impl"}
+    while more := {name for name in fixtures - reached if takes[name] & reached}:
+        reached |= more
+    for name in functions:
+        if name.startswith("test_") and not takes[name] & reached:
+            yield f"{kata.tests.name}: {name} does not take impl, so it tests nothing"
+
+
+def _bugs(kata: Kata) -> Iterator[str]:
+    if len(kata.bugs) < LEAST_BUGS:
+        yield f"kata.toml has {len(kata.bugs)} bugs; at least {LEAST_BUGS} are wanted"
+    defined = set(_functions(kata))
+    for bug in kata.bugs:
+        if not bug.killed_by:
+            yield f"bug {bug.id}: killed_by is empty"
+        for name in sorted(set(bug.killed_by) - defined):
+            yield f"bug {bug.id}: killed_by names {name}, which {kata.tests.name} does not define"
+        for link in bug.seen_in:
+            if not _LINK.fullmatch(link) or _PLACEHOLDER.search(link):
+                yield f"bug {bug.id}: seen_in {link!r} is no https link to a public thread"
+    for one, other in combinations(kata.bugs, 2):
+        if set(one.killed_by) == set(other.killed_by) and not conflict(
+            kata.correct_source, [one, other]
+        ):
+            yield f"bugs {one.id} and {other.id} have the same killed_by: progress would not show"
+
+
+def _fresh(kata: Kata) -> Iterator[str]:
+    try:
+        fresh = kata.fresh
+    except CatalogueError as error:
+        yield str(error)
+        return
+    defined = set(_functions(kata))
+    stale = {bug.id: set(bug.killed_by) - defined for bug in fresh}
+    stale = {bug_id: names for bug_id, names in stale.items() if names}
+    if stale:
+        bug_id, names = next(iter(stale.items()))
+        yield (
+            f"fresh.json: {bug_id} names {min(names)}, which {kata.tests.name} does not define "
+            f"({len(stale)} such bugs); {command('verify', '--mutants', kata.name, '--record')} "
+            "makes the file anew"
+        )
+
+
+def _functions(kata: Kata) -> dict[str, ast.FunctionDef]:
+    """Return the functions of the test file by name; none where it is no Python."""
+    try:
+        tree = ast.parse("\n".join(_lines(kata.tests)))
+    except SyntaxError:  # running the reference says so
+        return {}
+    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

@@ -1,0 +1,300 @@
+"""A kata that can be trusted gets no remark; whatever is taken away from it is named."""
+
+import json
+from itertools import combinations
+
+import pytest
+from click.testing import CliRunner
+
+from dojo.cli import main
+from dojo.kata import kata_toml
+from dojo.kata.planting import conflict
+from dojo.verification import structure
+from dojo.verification.bugs import larger_sets, pairs
+
+BRIEF = "# 02 Triple\n\n*layers, easy, 5 minutes*\n\nThe brief of triple.\n"
+REFERENCE = '''
+"""Three small functions."""
+
+import math
+
+
+def triple(x: float) -> float:
+    """Return three times `x`."""
+    return 3 * x
+
+
+def hypotenuse(a: float, b: float) -> float:
+    """Return the third side."""
+    square = a * a + b * b
+    return math.sqrt(square)
+
+
+def _half(x: float) -> float:
+    return x / 2
+
+
+def quarter(x: float) -> float:
+    """Return a fourth of `x`."""
+    once = _half(x)
+    return _half(once)
+'''
+TOML = """
+title = "Triple"
+topic = "layers"
+level = "easy"
+minutes = 5
+default = ["doubles"]
+
+[[bug]]
+id = "doubles"
+title = "Doubles"
+find = "3 * x"
+replace = "2 * x"
+killed_by = ["test_triple"]
+hints = ["How much is it?"]
+why = "Two is not three."
+seen_in = ["https://github.com/pytorch/pytorch/issues/1"]
+
+[[bug]]
+id = "sum-of-sides"
+title = "Adds the sides"
+find = "a * a + b * b"
+replace = "a + b * b"
+killed_by = ["test_hypotenuse"]
+hints = ["Pythagoras?"]
+why = "A side has no square."
+
+[[bug]]
+id = "no-root"
+title = "Leaves out the root"
+find = "return math.sqrt(square)"
+replace = "return math.fabs(square)"
+killed_by = ["test_hypotenuse", "test_hypotenuse_scales"]
+hints = ["Pythagoras?"]
+why = "A square is no side."
+
+[[bug]]
+id = "third"
+title = "Divides by three"
+find = "return x / 2"
+replace = "return x / 3"
+killed_by = ["test_quarter"]
+hints = ["Try 4."]
+why = "A half is a second part."
+
+[[bug]]
+id = "half-and-one"
+title = "Adds one before halving"
+find = "once = _half(x)"
+replace = "once = _half(x + 1)"
+killed_by = ["test_quarter", "test_quarter_of_nothing"]
+hints = ["Try 0."]
+why = "Nothing has no parts."
+
+[[bug]]
+id = "eighth"
+title = "Halves three times"
+find = "return _half(once)"
+replace = "return _half(_half(once))"
+killed_by = ["test_quarter", "test_quarter_is_more_than_a_fifth"]
+hints = ["Try 8."]
+why = "Two halvings make a quarter."
+"""
+TESTS = """
+import pytest
+
+
+@pytest.fixture
+def hypotenuse(impl):
+    return impl.hypotenuse
+
+
+def test_triple(impl):
+    assert impl.triple(2.0) == 6.0
+
+
+def test_hypotenuse(hypotenuse):
+    assert hypotenuse(3.0, 4.0) == 5.0, "the third side of 3 and 4"
+
+
+def test_hypotenuse_scales(hypotenuse):
+    assert abs(hypotenuse(6.0, 8.0) - 2 * hypotenuse(3.0, 4.0)) < 2.5
+
+
+def test_quarter(impl):
+    assert impl.quarter(4.0) == 1.0
+
+
+def test_quarter_of_nothing(impl):
+    assert impl.quarter(0.0) == 0.0
+
+
+def test_quarter_is_more_than_a_fifth(impl):
+    assert impl.quarter(10.0) > 2.0
+"""
+
+
+@pytest.fixture
+def triple(project):
+    folder = project.katas / "02_triple"
+    folder.mkdir()
+    (folder / "README.md").write_text(BRIEF)
+    (folder / "reference.py").write_text(REFERENCE.lstrip())
+    (folder / "kata.toml").write_text(TOML)
+    (folder / "test_triple.py").write_text(TESTS)
+    kata = kata_toml.load(folder)
+    kata.botched.write_text(kata.planted_source(kata.default))
+    return kata
+
+
+@pytest.fixture
+def verify(project):
+    def verify(*arguments):
+        return CliRunner().invoke(main, ["verify", *arguments], obj=project)
+
+    return verify
+
+
+def edited(kata, name, old, new):
+    path = kata.folder / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return kata_toml.load(kata.folder)
+
+
+def test_a_kata_that_can_be_trusted(verify, triple):
+    result = verify("triple")
+    assert result.exit_code == 0, result.output
+    assert "02_triple: " not in result.output
+    row = next(line for line in result.output.splitlines() if line.startswith("02_triple "))
+    assert row.split("  ")[-1] == "ok"
+    number = len(pairs(triple, triple.bugs))
+    assert f"{number} of {number}" in row
+
+
+def test_every_pair_that_goes_together_is_planted(triple):
+    planted = {frozenset(bug.id for bug in pair) for pair in pairs(triple, triple.bugs)}
+    assert planted == {
+        frozenset((one.id, other.id))
+        for one, other in combinations(triple.bugs, 2)
+        if not conflict(triple.correct_source, [one, other])
+    }
+    larger = larger_sets(triple, triple.bugs)
+    assert all(len(chosen) >= 3 for chosen in larger)
+    assert len(set(larger)) == len(larger) == 10
+    assert larger == larger_sets(triple, triple.bugs)
+
+
+def test_a_bug_that_masks_another_is_named_with_the_test(verify, triple):
+    # Of 8: a third of a third of 9 is 1, and neither bug alone gives that.
+    edited(triple, "test_triple.py", "quarter(0.0) == 0.0", "quarter(8.0) in (1.0, 2.0)")
+    result = verify("triple")
+    assert result.exit_code == 1
+    assert (
+        "02_triple: third + half-and-one: test_quarter_of_nothing passes although half-and-one "
+        "is planted; it cannot stand in that bug's killed_by"
+    ) in result.output
+
+
+def test_the_reference_comes_first_and_its_failing_test_is_named(verify, triple):
+    edited(triple, "test_triple.py", "== 5.0", "== 6.0")
+    edited(triple, "README.md", "easy", "hard")
+    result = verify("triple")
+    assert result.exit_code == 1
+    first, second = (line for line in result.output.splitlines() if line.startswith("02_triple: "))
+    assert first == (
+        "02_triple: the reference does not pass test_hypotenuse (--kata-seed 0): "
+        "the third side of 3 and 4"
+    )
+    assert "README.md, line 3" in second
+    assert "0 of 0" in result.output
+
+
+def test_tests_that_take_too_long_are_refused_with_the_slowest(verify, triple):
+    edited(triple, "test_triple.py", "import pytest", "import time\n\nimport pytest")
+    edited(
+        triple,
+        "test_triple.py",
+        "    assert impl.triple",
+        "    time.sleep(1.1)\n    assert impl.triple",
+    )
+    result = verify("triple")
+    assert result.exit_code == 1
+    assert "s on the reference, more than 1 s; 1.1" in result.output
+    assert "s of it test_triple" in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "problem"),
+    [
+        ("README.md", "# 02 Triple", "# 3 Triple", "README.md, line 1: by kata.toml it is '# 02 T"),
+        ("README.md", "easy, 5", "easy, 10", "line 3: by kata.toml it is '*layers, easy, 5 min"),
+        ("README.md", "The brief", "TODO", "README.md, line 5: TODO of triple."),
+        ("README.md", BRIEF, "", "README.md is missing or empty"),
+        (
+            "test_triple.py",
+            "test_triple(impl):",
+            "test_triple():\n    impl = __import__('math')",
+            "test_triple does not take impl, so it tests nothing",
+        ),
+        ("test_triple.py", "hypotenuse(impl):", "hypotenuse():", "test_hypotenuse_scales does not"),
+        ("kata.toml", '["test_triple"]', "[]", "bug doubles: killed_by is empty"),
+        ("kata.toml", '["test_triple"]', '["test_tripel"]', "names test_tripel, which test_triple"),
+        (
+            "kata.toml",
+            '["test_quarter"]',
+            '["test_quarter", "test_quarter_of_nothing"]',
+            "bugs third and half-and-one have the same killed_by",
+        ),
+        ("botched.py", "2 * x", "4 * x", "botched.py is not the reference with the default bugs"),
+    ],
+)
+def test_what_contradicts_the_rest_is_named(triple, name, old, new, problem):
+    assert list(structure.problems(triple)) == []
+    problems = list(structure.problems(edited(triple, name, old, new)))
+    assert any(problem in said for said in problems), problems
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "http://github.com/pytorch/pytorch/issues/1",
+        "https://localhost/issues/1",
+        "https://127.0.0.1/issues/1",
+        "https://example.org/issues/1",
+        "https://github.com/OWNER/REPO/issues/1",
+        "https://github.com/pytorch/pytorch/issues/N",
+        "https://github.com/pytorch/pytorch/issues/1 and 2",
+        "https://github.com",
+        "pytorch/pytorch#1",
+    ],
+)
+def test_a_link_that_is_none_is_named(triple, link):
+    kata = edited(triple, "kata.toml", "https://github.com/pytorch/pytorch/issues/1", link)
+    assert list(structure.problems(kata)) == [
+        f"bug doubles: seen_in {link!r} is no https link to a public thread"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fact", "problem"),
+    [
+        (
+            {"killed_by": ["test_of_old"]},
+            "fresh-1 names test_of_old, which test_triple",
+        ),
+        ({"find": "4 * x"}, "fresh-1 does not fit reference.py"),
+        ({"operator": "dojo/Unheard"}, "no explanation for the operator"),
+    ],
+)
+def test_stale_fresh_bugs_are_named_with_the_way_out(triple, fact, problem):
+    facts = {"id": "fresh-1", "operator": "dojo/ChangeAxis", "find": "3 * x", "replace": "5 * x"}
+    facts["killed_by"] = ["test_triple"]
+    triple.fresh_file.write_text(json.dumps([facts]))
+    assert list(structure.problems(kata_toml.load(triple.folder))) == []
+    triple.fresh_file.write_text(json.dumps([{**facts, **fact}]))
+    [said] = structure.problems(kata_toml.load(triple.folder))
+    assert problem in said
+    assert "--record" in said

@@ -9,8 +9,9 @@ from click.testing import CliRunner
 from dojo.cli import main
 from dojo.kata import kata_toml
 from dojo.kata.planting import conflict
-from dojo.verification import structure
+from dojo.verification import lint, structure
 from dojo.verification.bugs import larger_sets, pairs
+from dojo.verification.greyed import greyed_out
 
 BRIEF = "# 02 Triple\n\n*layers, easy, 5 minutes*\n\nThe brief of triple.\n"
 REFERENCE = '''
@@ -298,3 +299,49 @@ def test_stale_fresh_bugs_are_named_with_the_way_out(triple, fact, problem):
     [said] = structure.problems(kata_toml.load(triple.folder))
     assert problem in said
     assert "--record" in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "remark"),
+    [
+        ('"2 * x"', '"2 * x  # close"', "bug doubles stands out: it has the comment '# close'"),
+        ('"2 * x"', '"2*x"', "bug doubles stands out: ruff format changes the text"),
+        ('"2 * x"', '"sum([t for t in [2 * x]])"', "bug doubles stands out: ruff says C416"),
+        ('"a + b * b"', '"b * b"', "bug sum-of-sides stands out: a is not used in hypotenuse"),
+        ("return math.fabs(square)", "return square", "bug no-root stands out: math is not used"),
+    ],
+)
+def test_a_bug_that_stands_out_is_named(project, triple, old, new, remark):
+    assert list(lint.problems(project, triple)) == []
+    [said] = lint.problems(project, edited(triple, "kata.toml", old, new))
+    assert said.startswith(remark)
+
+
+def test_without_ruff_verify_says_so_once_and_goes_on(verify, triple, monkeypatch):
+    monkeypatch.setattr(lint, "has_ruff", lambda: False)
+    edited(triple, "kata.toml", '"2 * x"', '"2*x"')
+    edited(triple, "kata.toml", '"a + b * b"', '"b * b"')
+    output = verify("triple").output
+    assert output.count("not linted: ruff is missing; scripts/test.sh installs it") == 1
+    assert "bug doubles stands out" not in output
+    assert "bug sum-of-sides stands out: a is not used in hypotenuse" in output
+
+
+@pytest.mark.parametrize(
+    ("source", "grey"),
+    [
+        ("import os.path as p, sys\nsys", {"p is not used"}),
+        ("def f(a, *b, c=1, _d=2): return b", {"a is not used in f", "c is not used in f"}),
+        ("def f(x):\n    n, d = x\n    return n", {"d is not used in f"}),
+        ("def f(x):\n    def g(y): return x\n    return g", {"y is not used in g"}),
+        ("def f(x):\n    for i in x:\n        x += 1", {"i is not used in f"}),
+        ("def f(x):\n    total = 0\n    total += x", set()),
+        ("def _f(): pass\n\ndef g(): pass", {"_f is not used"}),
+        ("class A:\n    def _m(self): return self\n    def n(self): self._m()", set()),
+        ("def f(x):\n    return x\n    return 1", {"what follows `return x` never runs"}),
+        ("def f():\n    try: pass\n    except OSError as e: pass", {"e is not used in f"}),
+        ("def f():\n    while True:\n        break\n    return 1", set()),
+    ],
+)
+def test_what_an_editor_greys_out(source, grey):
+    assert greyed_out(source) == grey

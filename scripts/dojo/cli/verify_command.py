@@ -17,6 +17,7 @@ from dojo.project import Project
 from dojo.runner.pool import runner_pool
 from dojo.testrun.device import has_gpu
 from dojo.testrun.limits import Limits
+from dojo.verification import lint
 from dojo.verification.bugs import verify
 from dojo.verification.findings import Findings, Standing, Tally
 from dojo.wording.quantities import count
@@ -78,13 +79,15 @@ def command(
 
 
 def _bugs(project: Project, katas: Sequence[Kata], *, named: bool, err: bool) -> bool:
+    if not lint.has_ruff():
+        click.echo("not linted: ruff is missing; scripts/test.sh installs it", err=True)
     found = []
     # Compiling and tuning kernels takes far longer than running them.
     limits = Limits(run_seconds=600.0) if has_gpu() else None
     with runner_pool(project, limits) as pool:
         for kata in katas:
             click.echo(f"verifying {kata.name} ...", err=True)
-            found.append(verify(kata, pool, has_gpu()))
+            found.append(verify(project, kata, pool, has_gpu()))
     click.echo(render_table(found), err=err)
     for findings in found:
         _show(findings, named=named, err=err)

@@ -9,11 +9,12 @@ from itertools import combinations
 from dojo.kata.bug import Bug
 from dojo.kata.kata import Kata, Topic
 from dojo.kata.planting import choose, conflict
+from dojo.project import Project
 from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner
 from dojo.testrun.implementation import Planted, Reference
 from dojo.testrun.results import Outcome, RunResult, Verdict
-from dojo.verification import structure
+from dojo.verification import lint, structure
 from dojo.verification.findings import Findings, Tally
 
 REFERENCE_SEEDS = 5
@@ -25,12 +26,13 @@ SECONDS = 1.0
 SECONDS_OF = {Topic.KERNELS: 5.0, Topic.SYSTEMS: 10.0}
 
 
-def verify(kata: Kata, pool: Pool, has_gpu: bool) -> Findings:
+def verify(project: Project, kata: Kata, pool: Pool, has_gpu: bool) -> Findings:
     """Run the reference, every bug alone, every pair and larger sets; say what is wrong."""
     started = time.monotonic()
     findings = Findings(kata)
     passes = _check_reference(kata, pool, has_gpu, findings)
     findings.problems += structure.problems(kata)
+    findings.problems += lint.problems(project, kata)
     if passes:
         bugs = [bug for bug in kata.bugs if has_gpu or not bug.gpu]
         findings.unchecked = [bug.id for bug in kata.bugs if bug not in bugs]

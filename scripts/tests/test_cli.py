@@ -60,6 +60,9 @@ def test_help_imports_neither_torch_nor_a_terminal_interface():
         (["reveal", "scale"], "add --yes"),
         (["new", "Bad-Name"], "is no name for a kata"),
         (["new", "01_scale"], "exists already"),
+        (["new", "01_rope"], "01_scale has that number or that word already"),
+        (["new", "scale"], "01_scale has that number or that word already"),
+        (["new", "02_scale"], "01_scale has that number or that word already"),
         (["verify", "nonsense"], "no kata is called 'nonsense'"),
         (["practice", "scale", "--minutes", "0"], "--minutes"),
     ],
@@ -128,7 +131,7 @@ def test_new_makes_a_kata_and_verify_says_what_is_missing(cli, project):
     result = cli("verify", "rope")
     assert result.exit_code == 1
     assert "1 of 1" in result.output
-    assert "README.md, line 3: *TODO topic" in result.output
+    assert "README.md, line 5: TODO: one sentence" in result.output
     assert "kata.toml has 1 bugs; at least 6 are wanted" in result.output
 
 

@@ -13,7 +13,7 @@ from dojo.practice import scheduler
 from dojo.practice.planning import Wishes, choose_bugs, plan
 from dojo.project import Project
 
-KATAS = [kata for kata in catalogue.load_all(Project.here()) if not kata.needs_triton]
+KATAS = [kata for kata in catalogue.finished(Project.here()) if not kata.needs_triton]
 
 
 @pytest.fixture

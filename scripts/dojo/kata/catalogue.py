@@ -1,13 +1,17 @@
 """Finds katas by number, name or folder."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dojo.errors import DojoError, command
+from dojo.errors import CatalogueError, DojoError, command
 from dojo.kata.kata import Kata
 from dojo.kata.kata_toml import load
 from dojo.project import Project
+
+# A number that gives its place, and a word.
+NAME = re.compile(r"\d\d_[a-z][a-z0-9_]*")
 
 
 def kata_folders(project: Project) -> list[Path]:
@@ -17,7 +21,27 @@ def kata_folders(project: Project) -> list[Path]:
 
 def load_all(project: Project) -> list[Kata]:
     """Return every kata in order, or raise `CatalogueError` for the first malformed one."""
-    return [load(folder) for folder in kata_folders(project)]
+    folders = kata_folders(project)
+    for folder in folders:
+        if not NAME.fullmatch(folder.name):
+            raise CatalogueError(f"{folder}: a kata's folder is called like 40_rope")
+        if other := taken_by(folder.name, folders):
+            raise CatalogueError(
+                f"{folder}: {other.name} has the same number or the same word; rename one"
+            )
+    return [load(folder) for folder in folders]
+
+
+def finished(project: Project) -> list[Kata]:
+    """Return every kata but the drafts, or raise as `load_all` does."""
+    return [kata for kata in load_all(project) if not kata.draft]
+
+
+def taken_by(name: str, folders: Sequence[Path]) -> Path | None:
+    """Return another folder that goes by the number or the word of this name, if there is one."""
+    parts = set(name.split("_", 1))
+    others = (folder for folder in folders if folder.name != name)
+    return next((other for other in others if parts & set(other.name.split("_", 1))), None)
 
 
 def named(project: Project, names: Sequence[str]) -> list[Kata]:
@@ -29,10 +53,11 @@ def find(project: Project, name: str) -> Kata:
     """Return the kata called `03`, `softmax` or `03_softmax`, or raise with the nearest names."""
     folders = kata_folders(project)
     wanted = name.rstrip("/").removeprefix("katas/")
-    for folder in folders:
-        number, _, word = folder.name.partition("_")
-        if wanted in (folder.name, word, number) or wanted == number.lstrip("0"):
-            return load(folder)
+    found = [folder for folder in folders if wanted in _goes_by(folder)]
+    if len(found) > 1:
+        raise DojoError(f"{name!r} is the name of {' and of '.join(f.name for f in found)}")
+    if found:
+        return load(found[0])
     names = [folder.name for folder in folders]
     words = {name.partition("_")[2]: name for name in names}
     close = difflib.get_close_matches(wanted, [*names, *words], n=3, cutoff=0.5)
@@ -40,3 +65,8 @@ def find(project: Project, name: str) -> Kata:
     suggestions = dict.fromkeys(words.get(match, match) for match in close)
     hint = f"did you mean {' or '.join(suggestions)}? " if suggestions else ""
     raise DojoError(f"no kata is called {name!r}; {hint}{command('list')} shows them all")
+
+
+def _goes_by(folder: Path) -> set[str]:
+    number, _, word = folder.name.partition("_")
+    return {folder.name, word, number, number.lstrip("0")}

@@ -10,7 +10,7 @@ from dojo.project import Project
 _README = """\
 # {number} {title}
 
-*TODO topic, easy, 10 minutes*
+*layers, easy, 10 minutes*
 
 TODO: one sentence on what the code is for.
 
@@ -37,7 +37,7 @@ def scale(x: Tensor, factor: float) -> Tensor:
 _TOML = """\
 title = "{title}"
 topic = "layers" # TODO: what it is about; an unknown one names those that there are
-level = "easy" # easy plants 1 bug, medium 2, hard 3 or more
+level = "easy" # easy plants 1 bug, medium 2, hard 3 or more; README.md says all three too
 minutes = 10
 default = ["adds-factor"]
 
@@ -58,6 +58,7 @@ why = "TODO: what goes wrong, how it shows, how to catch it in code of one's own
 
 _TESTS = """\
 import torch
+
 from dojo.testing import assert_matches, unchanged
 
 
@@ -71,14 +72,17 @@ def test_scale_multiplies(impl):
 
 def create(project: Project, name: str) -> Path:
     """Make the folder of a kata called `NN_topic`, or `topic` to get the next free number."""
+    folders = catalogue.kata_folders(project)
     if re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        numbers = [int(f.name[:2]) for f in catalogue.kata_folders(project)]
+        numbers = [int(f.name[:2]) for f in folders if catalogue.NAME.fullmatch(f.name)]
         name = f"{max(numbers, default=0) + 1:02}_{name}"
-    if not re.fullmatch(r"\d\d_[a-z][a-z0-9_]*", name):
+    if not catalogue.NAME.fullmatch(name):
         raise DojoError(f"{name!r} is no name for a kata: write rope or 40_rope, in lower case")
     folder = project.katas / name
     if folder.exists():
         raise DojoError(f"{folder} exists already")
+    if other := catalogue.taken_by(name, folders):
+        raise DojoError(f"{other.name} has that number or that word already: choose another")
     number, _, topic = name.partition("_")
     values = {"name": name, "number": number, "title": topic.replace("_", " ").capitalize()}
     folder.mkdir(parents=True)

@@ -95,7 +95,8 @@ def _candidates(katas: Sequence[Kata], wishes: Wishes) -> list[Kata]:
     found = [
         kata
         for kata in katas
-        if wishes.topic in (None, kata.topic)
+        if not kata.draft
+        and wishes.topic in (None, kata.topic)
         and wishes.level in (None, kata.level)
         and (kata.needs_triton if wishes.gpu else True)
         and (not kata.needs_triton or find_spec("triton"))

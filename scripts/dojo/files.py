@@ -1,9 +1,16 @@
-"""Writes files so that a reader, or a kill at any moment, sees the old text or the new one."""
+"""Writes files so that a reader, or a kill at any moment, sees the old text or the new one.
+
+A section of a file is what stands between the comments `<!-- NAME: ... -->` and
+`<!-- end of NAME -->`, which say who writes it.
+"""
 
 import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
+
+from dojo.errors import DojoError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -29,6 +36,27 @@ def read_bytes(path: Path) -> bytes | None:
         return path.read_bytes()
     except FileNotFoundError:
         return None
+
+
+def read_section(path: Path, name: str) -> str:
+    """Return the text of a section, or raise `DojoError` if the file has none of that name."""
+    return _section(path, name)[1].removesuffix("\n")
+
+
+def write_section(path: Path, name: str, text: str) -> None:
+    """Put the text into a section, or raise `DojoError` if the file has none of that name."""
+    before, _, after = _section(path, name)
+    write_atomically(path, f"{before}{text}\n{after}".encode())
+
+
+def _section(path: Path, name: str) -> tuple[str, str, str]:
+    """Return what stands before the section's text, the text, and what stands behind it."""
+    text = path.read_text(encoding="utf-8")
+    first = re.search(rf"<!-- {name}: .*?-->\n", text)
+    last = text.find(f"<!-- end of {name} -->", first.end() if first else 0)
+    if first is None or last < 0:
+        raise DojoError(f"{path.name} lacks the comments '<!-- {name}: ... -->' to write between")
+    return text[: first.end()], text[first.end() : last], text[last:]
 
 
 def revision(source: bytes) -> str:

@@ -32,6 +32,11 @@ class Project:
         return self.root / "katas"
 
     @property
+    def readme(self) -> Path:
+        """Return the path of the page that a visitor sees first."""
+        return self.root / "README.md"
+
+    @property
     def state(self) -> Path:
         """Return the git-ignored folder that holds the learner's history and backups.
 

@@ -5,10 +5,7 @@ from click.testing import CliRunner
 
 from dojo.benchmarks import gpu
 from dojo.cli import main
-from dojo.errors import DojoError
 from dojo.testrun.device import has_gpu
-
-README = "# Title\n<!-- gpu: by a script -->\nnot yet measured\n<!-- end of gpu -->\nEnd.\n"
 
 
 def test_the_table_shows_speed_beside_torch_and_only_the_rates_a_case_has():
@@ -18,16 +15,6 @@ def test_the_table_shows_speed_beside_torch_and_only_the_rates_a_case_has():
     assert rows[2] == "| 30_silu | a copy | 2.000 | 1.000 | 0.50 | 0.91 |  |"
     assert rows[3] == "| 33_matmul | a product | 1.000 | 0.800 | 0.80 |  | 612 |"
     assert len({row.count("|") for row in rows}) == 1
-
-
-def test_the_section_of_the_readme_is_replaced_and_nothing_else(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(README)
-    gpu.write_section(readme, r"figures \1")
-    assert readme.read_text() == README.replace("not yet measured", r"figures \1")
-    readme.write_text("# Title\n")
-    with pytest.raises(DojoError, match="lacks the comments"):
-        gpu.write_section(readme, "figures")
 
 
 @pytest.mark.skipif(has_gpu(), reason="a GPU is here")

@@ -1,16 +1,11 @@
 """Measures the kernel katas' references on a GPU, beside torch's operators."""
 
-import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from dojo.benchmarks.references import KernelCase
-from dojo.errors import DojoError
 from dojo.testrun.device import milliseconds
-
-_SECTION = re.compile(r"(<!-- gpu: .*?-->\n).*?(<!-- end of gpu -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -66,12 +61,3 @@ def markdown(rows: Sequence[tuple[str, Figures]]) -> str:
             f"| {row.theirs / row.ours:.2f} | {bandwidth} | {teraflops} |"
         )
     return "\n".join(lines)
-
-
-def write_section(readme: Path, text: str) -> None:
-    """Put the text between README's two gpu comments."""
-    before = readme.read_text(encoding="utf-8")
-    after, found = _SECTION.subn(lambda match: f"{match[1]}{text}\n{match[2]}", before)
-    if not found:
-        raise DojoError(f"{readme.name} lacks the comments '<!-- gpu: ... -->' to write between")
-    readme.write_text(after, encoding="utf-8")

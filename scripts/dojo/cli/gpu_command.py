@@ -7,6 +7,7 @@ import click
 
 from dojo.benchmarks import gpu, references
 from dojo.errors import DojoError
+from dojo.files import write_section
 from dojo.kata import catalogue
 from dojo.project import Project
 from dojo.testrun.device import has_gpu
@@ -42,6 +43,6 @@ def command(project: Project, names: tuple[str, ...], readme: bool) -> None:
     text = f"{gpu.machine()}\n\n{gpu.markdown(rows)}"
     click.echo(text)
     if readme:
-        gpu.write_section(project.root / "README.md", text)
+        write_section(project.readme, "gpu", text)
     if tests.returncode != 0:
         raise SystemExit(1)

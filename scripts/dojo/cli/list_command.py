@@ -7,24 +7,30 @@ import click
 
 from dojo.cli.table import render
 from dojo.errors import CatalogueError
+from dojo.files import write_section
 from dojo.history.history import History
 from dojo.kata import catalogue, kata_toml
 from dojo.kata.kata import Kata
 from dojo.practice import scheduler
 from dojo.project import Project
+from dojo.wording.quantities import count
 
 
 @click.command(name="list")
-@click.option("--markdown", is_flag=True, help="Print the table of README.md.")
+@click.option("--readme", is_flag=True, help="Write the katas' table into README.md instead.")
 @click.pass_obj
-def command(project: Project, markdown: bool) -> None:
+def command(project: Project, readme: bool) -> None:
     """Show the katas with topic, level, minutes, how you stand, and when they should come again.
+
+    A draft is a kata whose author has not filled in its skeleton yet.
 
     \b
     Example: kata list
     """
-    if markdown:
-        click.echo(readme_table(catalogue.load_all(project)))
+    if readme:
+        katas = catalogue.finished(project)
+        write_section(project.readme, "katas", readme_table(katas))
+        click.echo(f"wrote {count(len(katas), 'row')} into {project.readme.name}")
         return
     with History(project.history) as history:
         solved = history.solved_katas()
@@ -39,7 +45,9 @@ def command(project: Project, markdown: bool) -> None:
                 malformed.append(str(error))
                 continue
             attempts = history.attempts(kata.name)
-            if kata.name in solved:
+            if kata.draft:
+                state = "draft"
+            elif kata.name in solved:
                 state = "solved"
             elif any(attempt.revealed_at for attempt in attempts):
                 state = "revealed"

@@ -227,6 +227,14 @@ def test_tests_that_take_too_long_are_refused_with_the_slowest(verify, triple):
     assert "s of it test_triple" in result.output
 
 
+def test_tests_that_do_not_load_are_one_problem(verify, triple):
+    edited(triple, "test_triple.py", "import pytest", "import pytest, (")
+    result = verify("triple")
+    assert result.exit_code == 1
+    [problem] = (line for line in result.output.splitlines() if line.startswith("02_triple: "))
+    assert problem.startswith("02_triple: the reference does not pass (--kata-seed 0): broken: ")
+
+
 @pytest.mark.parametrize(
     ("name", "old", "new", "problem"),
     [

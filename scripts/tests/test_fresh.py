@@ -13,13 +13,20 @@ from dojo.testrun.results import test_functions
 from dojo.verification.mutation import selection
 from dojo.verification.mutation.judging import Judged, all_mutants
 from dojo.verification.mutation.mutants import changed_lines, mutants
-from dojo.verification.mutation.result_store import Trial
+from dojo.verification.mutation.result_store import MutantOutcome, Trial
 
 REAL = Project.here()
 
 
 def trial(mutant="key", behaviour="one", failing=("test_scale",), **facts):
-    whole = {"verdict": "caught", "ended": True, "passing": 1, "wrong": 5, "raised": 0, **facts}
+    whole = {
+        "outcome": MutantOutcome.CAUGHT,
+        "ended": True,
+        "passing": 1,
+        "wrong": 5,
+        "raised": 0,
+        **facts,
+    }
     return Trial(mutant, 0, True, failing=failing, behaviour=behaviour, **whole)
 
 
@@ -60,7 +67,7 @@ def fresh(kata):
         ({"wrong": 0}, False),
         ({"passing": 0}, False),  # every test fails
         ({"ended": False}, False),
-        ({"verdict": "survived", "failing": ()}, False),
+        ({"outcome": MutantOutcome.SURVIVED, "failing": ()}, False),
     ],
 )
 def test_what_makes_a_good_bug(facts, good):

@@ -6,20 +6,22 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
 from dojo.cli import main
-from dojo.kata.kata import Equivalent
+from dojo.errors import CatalogueError
+from dojo.kata.kata_toml import load
 from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner
+from dojo.testrun.implementation import Text
 from dojo.testrun.loading import load_module
 from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 from dojo.verification.mutation import judging
 from dojo.verification.mutation.mutants import mutants
-from dojo.verification.mutation.result_store import Trial, Trials
+from dojo.verification.mutation.result_store import MutantOutcome, Trial, Trials
+from dojo.verification.mutation.survivors import Kind, problems, read_survivors
 
 SOURCE = '''
 def area(width: int = 2) -> int:
@@ -42,9 +44,11 @@ class InProcess:
     def __init__(self):
         self.asked = []
 
-    def run(self, kata, impl, seed, first_failure):
-        self.asked.append((impl, seed))
-        module = load_module(kata.reference, "mutant", impl.source.encode())
+    def run(self, kata, impl, seed, *, first_failure=False):
+        if isinstance(impl, Text):  # not the reference, which comes first
+            self.asked.append((impl, seed))
+        source = impl.source if isinstance(impl, Text) else kata.correct_source
+        module = load_module(kata.reference, "mutant", source.encode())
         tests = {}
         exec(kata.tests.read_text(), tests)
         results = []
@@ -132,7 +136,7 @@ def test_a_trial_tells_wrong_answers_from_exceptions():
             result("test_gpu", Outcome.SKIPPED),
         ),
     )
-    assert (trial.verdict, trial.ended) == ("caught", True)
+    assert (trial.outcome, trial.ended) == ("caught", True)
     assert (trial.failing, trial.passing) == (("test_a",), 1)
     assert (trial.wrong, trial.raised) == (1, 1)
 
@@ -158,7 +162,7 @@ def test_the_plugin_says_which_failures_are_exceptions(project, kata):
 )
 def test_verdicts(run, verdict, ended):
     trial = Trial.of("key", 0, True, run)
-    assert (trial.verdict, trial.ended) == (verdict, ended)
+    assert (trial.outcome, trial.ended) == (verdict, ended)
 
 
 def test_behaviour_is_what_fails_and_what_it_says():
@@ -173,22 +177,108 @@ def test_behaviour_is_what_fails_and_what_it_says():
 def test_judging_one_kata(kata, runner):
     judged = list(judging.judge(kata, Pool([runner])))
     assert len(judged) == len(judging.all_mutants(kata))
-    assert {one.verdict for one in judged} == {"caught"}
+    assert {one.outcome for one in judged} == {"caught"}
 
 
-def test_an_equivalent_is_known_by_its_lines_whatever_their_blanks(kata):
+def list_survivors(kata, *entries, kind="equivalent"):
+    text = f'[[survivors]]\nkind = "{kind}"\nreason = "so they\\n  say"\nmutants = [\n'
+    for entry in entries:
+        text += "    { " + ", ".join(f"{k} = {json.dumps(v)}" for k, v in entry.items()) + " },\n"
+    (kata.folder / "mutants.toml").write_text(text + "]\n")
+
+
+SCALE = {"function": "scale", "before": "return x * factor"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "excused"),
+    [
+        ({**SCALE, "after": "return x /factor"}, True),  # whatever the blanks
+        ({**SCALE, "after": "*"}, True),
+        ({**SCALE, "after": "return x / factor", "occurrence": 1}, True),
+        ({**SCALE, "after": "return x / factor", "occurrence": 2}, False),
+        ({**SCALE, "after": "return x // factor"}, False),
+        ({**SCALE, "after": "return x / factor", "function": "shift"}, False),
+        ({"before": "return x * factor", "after": "return x / factor"}, False),
+    ],
+)
+def test_a_survivor_is_known_by_its_function_and_lines(kata, entry, excused):
     mutant = next(m for m in judging.all_mutants(kata) if m.after == "return x / factor")
-    trial = Trial.of(
-        mutant.key, 0, True, run_of(result("test_a", Outcome.PASSED), verdict=Verdict.PASSED)
+    list_survivors(kata, entry)
+    (survivor,) = read_survivors(kata)
+    assert survivor.reason == "so they say"
+    assert survivor.excuses(mutant) == excused
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_an_excuse_counts_for_a_mutant_that_survived_and_for_no_other(kata, kind):
+    mutant = next(m for m in judging.all_mutants(kata) if m.after == "return x / factor")
+    list_survivors(kata, {**SCALE, "after": "*"}, kind=kind)
+    (survivor,) = read_survivors(kata)
+    for outcome, verdict in [(Outcome.PASSED, Verdict.PASSED), (Outcome.FAILED, Verdict.FAILED)]:
+        trial = Trial.of(mutant.key, 0, True, run_of(result("test_a", outcome), verdict=verdict))
+        wanted = MutantOutcome(kind) if outcome is Outcome.PASSED else MutantOutcome.CAUGHT
+        assert judging.Judged(kata, mutant, trial, survivor).outcome is wanted
+    assert judging.Judged(kata, mutant, trial).outcome is MutantOutcome.CAUGHT
+
+
+def test_equal_changes_in_one_function_are_told_apart():
+    source = "def f(x):\n    x = x + 1\n    x = x * 2\n    x = x + 1\n    return x\n"
+    found = [m for m in mutants(source) if (m.before, m.after) == ("x = x + 1", "x = x - 1")]
+    assert [(m.function, m.occurrence, m.line) for m in found] == [("f", 1, 2), ("f", 2, 4)]
+
+
+def test_functions_are_named_with_their_classes_and_decorators():
+    source = "A = 1\n\n\nclass C:\n    @property\n    def f(self):\n        return 2\n"
+    assert {m.function for m in mutants(source) if m.line == 1} == {""}
+    assert {m.function for m in mutants(source) if m.line in (5, 7)} == {"C.f"}
+
+
+def test_entries_that_are_stale_ambiguous_or_a_bug_are_said(kata):
+    source = kata.correct_source + "\n\ndef more(x):\n    x = x + 3\n    x = x + 3\n    return x\n"
+    kata.reference.write_text(source)
+    kata = load(kata.folder)
+    list_survivors(
+        kata,
+        {**SCALE, "after": "return x @ factor"},
+        {"function": "more", "before": "x = x + 3", "after": "x = x - 3"},
+        {**SCALE, "after": "return x + factor"},
     )
-    assert judging.Judged(kata, mutant, trial).verdict == "survived"
-    for after, verdict in [
-        ("return x /factor", "equivalent"),
-        ("*", "equivalent"),
-        ("return x // factor", "survived"),
-    ]:
-        listed = replace(kata, equivalents=(Equivalent("return x * factor", after, "why"),))
-        assert judging.Judged(listed, mutant, trial).verdict == verdict
+    gone, several, bug = "none any more", "means 2 mutants", "excuses the bug adds-factor"
+    said = "\n".join(problems(kata, read_survivors(kata), judging.all_mutants(kata)))
+    assert all(text in said for text in (gone, several, bug))
+    assert len(said.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[[survivors]]",
+        "survivors = 3",
+        '[[survivors]]\nkind = "odd"\nreason = ""\nmutants = [{before = "", after = ""}]',
+        "[",
+    ],
+)
+def test_a_malformed_list_of_survivors_is_refused(kata, text):
+    (kata.folder / "mutants.toml").write_text(text)
+    with pytest.raises(CatalogueError, match=r"mutants\.toml"):
+        read_survivors(kata)
+
+
+def test_what_nobody_writes_in_a_kernel_is_not_made():
+    code = "import {}\n\n\ndef f(a, b):\n    return (a + b) & (a < b)\n"
+    plain, kernel = ({m.after for m in mutants(code.format(name))} for name in ("torch", "triton"))
+    assert {"return (a | b) & (a < b)", "return (a + b) & (a is b)"} <= plain - kernel
+    assert {"return (a - b) & (a < b)", "return (a + b) & (a <= b)"} <= kernel
+
+
+def test_a_reference_that_fails_is_named_and_its_mutants_are_not_judged(cli, kata, runner):
+    kata.tests.write_text(kata.tests.read_text().replace("actual == 6.5", "actual == 7.5"))
+    result = cli("scale", "--mutants", "--record")
+    assert result.exit_code == 1
+    assert "the reference does not pass test_shift (--kata-seed 0)" in result.output
+    assert runner.asked == []
+    assert not kata.fresh_file.exists()
 
 
 def test_trials_outlive_a_cut_off_line_but_not_other_tests(tmp_path):
@@ -273,11 +363,8 @@ def test_a_sample_is_small_and_judged_anew_each_time(cli, project, runner):
 
 def test_scores_and_survivors_as_json(cli, runner, kata, project, tmp_path):
     kata.tests.write_text(kata.tests.read_text().replace("def test_shift", "def not_a_test"))
-    toml = kata.folder / "kata.toml"
-    toml.write_text(
-        toml.read_text() + '\n[[equivalent]]\nbefore = "moved = x + offset"\n'
-        'after = "moved = x * offset"\nreason = "so they say"\n'
-    )
+    entry = {"function": "shift", "before": "moved = x + offset", "after": "moved = x * offset"}
+    list_survivors(kata, entry)
     assert cli("scale", "--mutants", "--json", tmp_path / "scores.json").exit_code == 1
     scores = json.loads((tmp_path / "scores.json").read_text())
     (of_kata,) = scores["katas"]
@@ -286,7 +373,7 @@ def test_scores_and_survivors_as_json(cli, runner, kata, project, tmp_path):
     assert of_kata["score"] == of_kata["caught"] / of_kata["mutants"] < 1
     assert len(of_kata["survivors"]) == of_kata["survived"]
     assert "moved = x - offset" in {survivor["after"] for survivor in of_kata["survivors"]}
-    assert [one["reason"] for one in of_kata["equivalents"]] == ["so they say"]
+    assert [one["reason"] for one in of_kata["excused"]] == ["so they say"]
     assert scores["all"]["survived"] == of_kata["survived"]
 
 
@@ -298,7 +385,7 @@ def test_json_on_standard_output_stands_alone(cli, runner):
 def test_all_is_the_bugs_and_then_the_mutants(cli, runner, monkeypatch):
     verified = []
     monkeypatch.setattr(
-        "dojo.cli.verify_command._bugs", lambda *_, err: verified.append(err) or False
+        "dojo.cli.verify_command._bugs", lambda *_, named, err: verified.append(err) or False
     )
     result = cli("scale", "--all", "--json", "-")
     assert result.exit_code == 1  # a bug was not caught

@@ -13,7 +13,7 @@ from dojo.project import Project
 from dojo.runner.pool import Pool, runner_pool
 from dojo.verification.mutation.campaign import MutationRun
 from dojo.verification.mutation.judging import LIMITS, Judged
-from dojo.verification.mutation.score import HEADER, Score, report, total_row
+from dojo.verification.mutation.score import HEADER, Score, as_json, total_row
 
 
 def verify_mutants(
@@ -38,9 +38,9 @@ def verify_mutants(
     progress.show("")
     scores = list(run.scores.values())
     if json_file:
-        json_file.write(json.dumps(report(scores), indent=1) + "\n")
+        json_file.write(json.dumps(as_json(scores), indent=1) + "\n")
     _show(scores, err=json_file is not None)
-    return not any(score.survivors() for score in scores)
+    return not any(score.survivors() or score.problems for score in scores)
 
 
 def _judge(run: MutationRun, pool: Pool, progress: Progress) -> None:
@@ -63,6 +63,8 @@ def _show(scores: list[Score], *, err: bool) -> None:
         rows.append(total_row(scores))
     click.echo(render(HEADER, rows), err=err)
     for score in scores:
+        for problem in score.problems:
+            click.secho(f"{score.kata.name}: {problem}", fg="red", err=err)
         for one in score.survivors():
             click.echo(_survivor(one), err=err)
 

@@ -43,20 +43,6 @@ class Level(StrEnum):
 
 
 @dataclass(frozen=True)
-class Equivalent:
-    """A mutant of the reference that no test can tell from it, and why not.
-
-    `before` and `after` are the lines that the mutant changes, each stripped, joined by newlines.
-    An `after` of `*` stands for whatever those lines become, as where they set how a kernel is
-    launched, which shows in its speed alone.
-    """
-
-    before: str
-    after: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Kata:
     """One kata: its folder, its facts and its catalogue of bugs."""
 
@@ -67,7 +53,6 @@ class Kata:
     minutes: int
     default: tuple[str, ...]
     bugs: tuple[Bug, ...]
-    equivalents: tuple[Equivalent, ...] = ()
     draft: bool = False  # its author has not filled in the skeleton yet
 
     @property

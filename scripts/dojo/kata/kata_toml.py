@@ -11,7 +11,7 @@ from typing import Any
 
 from dojo.errors import CatalogueError, nearest
 from dojo.kata.bug import FRESH, Bug
-from dojo.kata.kata import Equivalent, Kata
+from dojo.kata.kata import Kata
 from dojo.kata.planting import conflict, plant, span
 
 _KINDS: dict[Any, str] = {int: "a whole number", str: "a string", bool: "true or false"}
@@ -26,22 +26,14 @@ def load(folder: Path) -> Kata:
         data = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CatalogueError(f"{path}: {error}") from None
-    tables = {
-        "bug": _tables(path, data.pop("bug", []), "bug"),
-        "equivalent": _tables(path, data.pop("equivalent", []), "equivalent"),
-    }
+    tables = _tables(path, data.pop("bug", []), "bug")
     bugs = tuple(
         _folded(_build(Bug, table, f"{path}: bug {table.get('id', number)!r}"))
-        for number, table in enumerate(tables["bug"], 1)
-    )
-    equivalents = tuple(
-        _build(Equivalent, table, f"{path}: equivalent {number}")
-        for number, table in enumerate(tables["equivalent"], 1)
+        for number, table in enumerate(tables, 1)
     )
     given = {
         "folder": folder,
         "bugs": bugs,
-        "equivalents": equivalents,
         "draft": "TODO" in text,
     }
     if clash := given.keys() & data.keys():

@@ -15,7 +15,7 @@ from dojo.runner.runner import Runner
 from dojo.testrun.implementation import Planted, Reference
 from dojo.testrun.results import Outcome, RunResult, Verdict
 from dojo.verification import lint, structure
-from dojo.verification.findings import Findings, Tally
+from dojo.verification.findings import Findings, Tally, refusal
 
 REFERENCE_SEEDS = 5
 BUG_SEEDS = 2
@@ -53,7 +53,7 @@ def _check_reference(kata: Kata, pool: Pool, has_gpu: bool, findings: Findings) 
     for seed, result in enumerate(pool.map(run, range(REFERENCE_SEEDS))):
         findings.runs += 1
         if result.verdict is not Verdict.PASSED:
-            findings.problems.append(_refused(result, seed))
+            findings.problems.append(refusal(result, seed))
             return False
         results.append(result)
     # A loaded machine slows some runs down; the kata's own doing shows in all of them.
@@ -63,15 +63,6 @@ def _check_reference(kata: Kata, pool: Pool, has_gpu: bool, findings: Findings) 
     if not (has_gpu and kata.needs_triton):
         findings.problems += _too_slow(kata, fastest)
     return True
-
-
-def _refused(result: RunResult, seed: int) -> str:
-    """Return why the reference does not pass, with the test that says so if there is one."""
-    ended = (Outcome.PASSED, Outcome.SKIPPED)
-    test = next((test for test in result.tests if test.outcome not in ended), None)
-    if test is not None and result.whole:
-        return f"the reference does not pass {test.name} (--kata-seed {seed}): {test.message}"
-    return f"the reference does not pass (--kata-seed {seed}): {result.verdict}: {result.detail}"
 
 
 def _test_seconds(result: RunResult) -> float:

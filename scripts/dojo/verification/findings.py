@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from dojo.kata.kata import Kata
+from dojo.testrun.results import Outcome, RunResult
 
 
 class Standing(StrEnum):
@@ -42,3 +43,12 @@ class Findings:
         if not self.problems:
             return Standing.TRUSTED
         return Standing.DRAFT if self.kata.draft else Standing.PROBLEMS
+
+
+def refusal(result: RunResult, seed: int) -> str:
+    """Return why the reference does not pass, with the test that says so if there is one."""
+    ended = (Outcome.PASSED, Outcome.SKIPPED)
+    test = next((test for test in result.tests if test.outcome not in ended), None)
+    if test is not None and result.whole:
+        return f"the reference does not pass {test.name} (--kata-seed {seed}): {test.message}"
+    return f"the reference does not pass (--kata-seed {seed}): {result.verdict}: {result.detail}"

@@ -5,6 +5,10 @@ from collections.abc import Iterator, Sequence
 from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.runner.pool import Pool
+from dojo.runner.runner import Runner
+from dojo.testrun.implementation import Reference
+from dojo.testrun.results import RunResult, Verdict
+from dojo.verification.findings import refusal
 from dojo.verification.mutation import selection
 from dojo.verification.mutation.judging import (
     FIRST_SEED,
@@ -17,6 +21,7 @@ from dojo.verification.mutation.judging import (
 )
 from dojo.verification.mutation.result_store import Trials, trials_of
 from dojo.verification.mutation.score import Score
+from dojo.verification.mutation.survivors import problems, read_survivors
 
 
 class MutationRun:
@@ -31,7 +36,18 @@ class MutationRun:
             self._trials = {kata.name: trials_of(project, kata) for kata in katas}
 
     def judge(self, pool: Pool) -> Iterator[Score]:
-        """Judge every mutant; yield its kata's score after each."""
+        """Judge every mutant; yield its kata's score after each.
+
+        First the reference: where it fails, every mutant would seem to be caught.
+        """
+
+        def run(runner: Runner, score: Score) -> RunResult:
+            return runner.run(score.kata, Reference(), FIRST_SEED)
+
+        scores = list(self.scores.values())
+        for score, result in zip(scores, pool.map(run, scores), strict=True):
+            if result.verdict is not Verdict.PASSED:
+                score.problems.append(refusal(result, FIRST_SEED))
         for judged in judge_each(self._jobs(), pool):
             score = self.scores[judged.kata.name]
             score.judged.append(judged)
@@ -40,6 +56,8 @@ class MutationRun:
     def record(self, pool: Pool) -> Iterator[Kata]:
         """Write the katas' fresh bugs after whole runs of each; yield the kata after each run."""
         for score in self.scores.values():
+            if score.problems:
+                continue
             tried = []
             for one in self._again(selection.hopeful(score.kata, score.judged), FIRST_SEED, pool):
                 tried.append(one)
@@ -62,8 +80,12 @@ class MutationRun:
     def _jobs(self) -> Iterator[Job]:
         for name, score in self.scores.items():
             kata, size = score.kata, self._sample_size
+            if score.problems:
+                continue
             found = all_mutants(kata) if size is None else sample(kata, _fair(kata, size))
             score.total = len(found)
+            if size is None:
+                score.problems += problems(kata, read_survivors(kata), found)
             trials = self._trials.get(name)
             yield from (Job(kata, mutant, FIRST_SEED, trials) for mutant in found)
 

@@ -5,14 +5,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from dojo.kata.kata import Equivalent, Kata
+from dojo.kata.kata import Kata
 from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner
 from dojo.testrun.implementation import Text
 from dojo.testrun.limits import Limits
 from dojo.testrun.results import Verdict
 from dojo.verification.mutation.mutants import Mutant, mutants
-from dojo.verification.mutation.result_store import Trial, Trials
+from dojo.verification.mutation.result_store import MutantOutcome, Trial, Trials
+from dojo.verification.mutation.survivors import Survivor, read_survivors
 
 # A mutant may loop for ever, so it gets little time; a reference's test takes milliseconds.
 LIMITS = Limits(test_seconds=3.0, run_seconds=20.0)
@@ -40,26 +41,14 @@ class Judged:
     kata: Kata
     mutant: Mutant
     trial: Trial
+    survivor: Survivor | None = None  # its entry in `mutants.toml`, if it has one
 
     @property
-    def verdict(self) -> str:
-        """Return caught, survived, equivalent or invalid."""
-        survived = self.trial.verdict == "survived"
-        return "equivalent" if survived and self.equivalent else self.trial.verdict
-
-    @property
-    def equivalent(self) -> Equivalent | None:
-        """Return the entry of `kata.toml` that says why no test can catch it, if there is one."""
-        before, after = _bare(self.mutant.before), _bare(self.mutant.after)
-        for listed in self.kata.equivalents:
-            if _bare(listed.before) == before and _bare(listed.after) in ("*", after):
-                return listed
-        return None
-
-
-def _bare(lines: str) -> str:
-    """Leave out blanks, which operators set in ways of their own."""
-    return "".join(lines.split())
+    def outcome(self) -> MutantOutcome:
+        """Return what became of the mutant."""
+        if self.trial.outcome is MutantOutcome.SURVIVED and self.survivor:
+            return MutantOutcome(self.survivor.kind)
+        return self.trial.outcome
 
 
 def all_mutants(kata: Kata) -> list[Mutant]:
@@ -79,10 +68,15 @@ def judge(kata: Kata, pool: Pool) -> Iterator[Judged]:
 
 def judge_each(jobs: Iterable[Job], pool: Pool) -> Iterator[Judged]:
     """Judge mutants, of any katas, in order; each trial is kept as soon as it ends."""
+    entries: dict[str, tuple[Survivor, ...]] = {}  # by kata
 
     def work(runner: Runner, job: Job) -> Judged | None:
         trial = _trial(runner, job)
-        return Judged(job.kata, job.mutant, trial) if trial else None
+        if trial is None:
+            return None
+        listed = entries.setdefault(job.kata.name, read_survivors(job.kata))
+        survivor = next((entry for entry in listed if entry.excuses(job.mutant)), None)
+        return Judged(job.kata, job.mutant, trial, survivor)
 
     for judged in pool.map(work, jobs):
         if judged:

@@ -3,6 +3,7 @@
 import ast
 import pickle
 import random
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,16 +15,29 @@ from cosmic_ray.plugins import get_operator, operator_names
 
 from dojo.files import revision
 
+_PLAUSIBLE = re.compile(
+    r"dojo/.+"
+    r"|core/(NumberReplacer|Replace(True|False|And|Or|Break|Continue)With\w+)"
+    r"|core/ReplaceUnaryOperator_Delete_(USub|Invert)"
+    r"|core/ReplaceComparisonOperator_"
+    r"(Eq_NotEq|NotEq_Eq|Lt_LtE|LtE_Lt|Gt_GtE|GtE_Gt|Lt_Gt|Gt_Lt|LtE_GtE|GtE_LtE)"
+    r"|core/ReplaceBinaryOperator_"
+    r"(Add_Sub|Add_Mul|Sub_Add|Mul_Div|Mul_Add|Div_Mul|Div_FloorDiv|FloorDiv_Div"
+    r"|FloorDiv_Mod|Mod_FloorDiv|BitAnd_BitOr|BitOr_BitAnd|LShift_RShift|RShift_LShift)"
+)
+
 
 @dataclass(frozen=True)
 class Mutant:
     """A change of the reference made by an operator, such as `core/NumberReplacer`."""
 
     operator: str
-    line: int
+    line: int  # the first that changes
     before: str
     after: str
     source: str
+    function: str = ""  # that the line is in, dotted for a method
+    occurrence: int = 1  # of the lines that change, among their equals in the function
 
     @cached_property
     def key(self) -> str:
@@ -38,7 +52,7 @@ def mutants(source: str, order: random.Random | None = None) -> Iterator[Mutant]
     """
     tree = get_ast(source)
     nodes = list(ast_nodes(tree))
-    operators = _operators()
+    operators = _operators(in_kernels="import triton" in source)
     places = [
         (name, number, index)
         for name, operator in operators.items()
@@ -48,13 +62,15 @@ def mutants(source: str, order: random.Random | None = None) -> Iterator[Mutant]
     if order is not None:
         order.shuffle(places)
     pickled = pickle.dumps(tree)
+    scopes = _Scopes(source)
     seen = {meaning(source)}
     for name, number, index in places:
         mutated = _mutate(pickle.loads(pickled), operators[name], number, index)
         means = meaning(mutated)
         if means is not None and means not in seen:
             seen.add(means)
-            yield Mutant(name, *changed_lines(source, mutated), mutated)
+            line, before, after = changed_lines(source, mutated)
+            yield Mutant(name, line, before, after, mutated, *scopes.place(line, before))
 
 
 def changed_lines(before: str, after: str) -> tuple[int, str, str]:
@@ -88,12 +104,64 @@ def meaning(source: str) -> str | None:
     return ast.dump(_Bare().visit(tree))
 
 
-def _operators() -> dict[str, Any]:
+def is_plausible(operator_name: str) -> bool:
+    """Say whether an operator makes a change that someone could make by mistake."""
+    return bool(_PLAUSIBLE.fullmatch(operator_name))
+
+
+class _Scopes:
+    """Tells in which function of a text a line stands."""
+
+    def __init__(self, source: str) -> None:
+        self._lines = [line.strip() for line in source.splitlines()]
+        self._functions = list(_functions(ast.parse(source), ""))
+
+    def place(self, line: int, text: str) -> tuple[str, int]:
+        """Return the innermost function of a line, and which of the text's places in it that is."""
+        name, first, last = "", 1, len(self._lines)
+        for function in self._functions:  # from the outermost in
+            if function[1] <= line <= function[2]:
+                name, first, last = function
+        wanted = text.splitlines()
+        equals = [
+            number
+            for number in range(first, last + 1)
+            if self._lines[number - 1 : number - 1 + len(wanted)] == wanted
+        ]
+        return name, equals.index(line) + 1 if line in equals else 1
+
+
+def _functions(node: ast.AST, scope: str) -> Iterator[tuple[str, int, int]]:
+    """Yield each function's dotted name, its first line (a decorator's, if any) and its last."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef | ast.ClassDef):
+            continue
+        name = f"{scope}.{child.name}" if scope else child.name
+        first = min([child.lineno, *(item.lineno for item in child.decorator_list)])
+        assert child.end_lineno is not None  # it was parsed
+        yield name, first, child.end_lineno
+        yield from _functions(child, name)
+
+
+def _operators(in_kernels: bool) -> dict[str, Any]:
     # Where two make the same mutant, the one that was written for tensor code explains it best.
     names = sorted(operator_names(), key=lambda name: (not name.startswith("dojo/"), name))
     classes = {name: get_operator(name) for name in names}
     # Some need arguments: they name variables of a program that they know.
-    return {name: kind() for name, kind in classes.items() if not kind.arguments()}
+    return {
+        name: kind()
+        for name, kind in classes.items()
+        if not kind.arguments() and not (in_kernels and _is_far_fetched(name))
+    }
+
+
+def _is_far_fetched(operator_name: str) -> bool:
+    """Say whether nobody writes it in a kernel, where there would be thousands of such mutants.
+
+    `+` for `|`, `&` for `//` or `<` for `is` say nothing of the tests: nobody has them to fear.
+    """
+    binary = operator_name.startswith("core/ReplaceBinaryOperator_")
+    return (binary and not is_plausible(operator_name)) or operator_name.endswith(("_Is", "_IsNot"))
 
 
 def _mutate(tree: Any, operator: Any, number: int, index: int) -> str:

@@ -5,6 +5,7 @@ import json
 import re
 import threading
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from dojo.files import read_bytes, revision, write_atomically
@@ -23,6 +24,16 @@ _SHARED = (
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 
 
+class MutantOutcome(StrEnum):
+    """What became of a mutant."""
+
+    CAUGHT = "caught"
+    SURVIVED = "survived"
+    INVALID = "invalid"  # the tests could not run
+    EQUIVALENT = "equivalent"  # it survived, and `mutants.toml` says why it must
+    GPU = "gpu"  # the same, and a GPU would show it
+
+
 @dataclass(frozen=True)
 class Trial:
     """One run of a kata's tests against a mutant."""
@@ -30,7 +41,7 @@ class Trial:
     mutant: str  # the key of the mutant
     seed: int
     whole: bool  # all tests ran, not only those until the first failure
-    verdict: str  # caught, survived, or invalid: the tests could not run
+    outcome: MutantOutcome  # caught, survived or invalid
     ended: bool  # every test came to its end: no crash, no time-out
     failing: tuple[str, ...]  # test functions
     passing: int  # test functions of which every case passed
@@ -51,7 +62,7 @@ class Trial:
             mutant,
             seed,
             whole,
-            _verdict(run.verdict, timed_out),
+            _outcome(run.verdict, timed_out),
             run.whole and not timed_out,
             tuple(sorted(failing)),
             len(passed),
@@ -61,10 +72,10 @@ class Trial:
         )
 
 
-def _verdict(status: Verdict, timed_out: bool) -> str:
-    if timed_out or status in (Verdict.FAILED, Verdict.TIMEOUT, Verdict.CRASHED):
-        return "caught"
-    return "invalid" if status is Verdict.BROKEN else "survived"
+def _outcome(verdict: Verdict, timed_out: bool) -> MutantOutcome:
+    if timed_out or verdict in (Verdict.FAILED, Verdict.TIMEOUT, Verdict.CRASHED):
+        return MutantOutcome.CAUGHT
+    return MutantOutcome.INVALID if verdict is Verdict.BROKEN else MutantOutcome.SURVIVED
 
 
 class Trials:
@@ -85,6 +96,7 @@ class Trials:
         self._trials: dict[tuple[str, int, bool], Trial] = {}
         for line in whole:
             facts = json.loads(line)
+            facts["outcome"] = MutantOutcome(facts["outcome"])
             self._keep(Trial(**{**facts, "failing": tuple(facts["failing"])}))
 
     def get(self, mutant: str, seed: int, whole: bool) -> Trial | None:

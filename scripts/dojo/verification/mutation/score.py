@@ -7,6 +7,7 @@ from typing import Any
 from dojo.errors import CatalogueError
 from dojo.kata.kata import Kata
 from dojo.verification.mutation.judging import Judged
+from dojo.verification.mutation.result_store import MutantOutcome
 
 
 @dataclass
@@ -16,33 +17,35 @@ class Score:
     kata: Kata
     total: int = 0  # mutants to judge
     judged: list[Judged] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # why the rest proves nothing
 
     def survivors(self) -> list[Judged]:
-        """Return the mutants that no test catches, and nobody has judged equivalent."""
-        return [one for one in self.judged if one.verdict == "survived"]
+        """Return the mutants that no test catches, and nobody has explained."""
+        return [one for one in self.judged if one.outcome is MutantOutcome.SURVIVED]
 
     def row(self) -> tuple[str, ...]:
         """Return the kata's row of the table under `HEADER`."""
         return (self.kata.name, *_cells(self._counts()), fresh_count(self.kata))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the counts, the survivors, and the equivalents with their reasons."""
+        """Return the counts, the survivors, and those that are excused with the reasons."""
         return {
             "kata": self.kata.name,
             **_numbers(self._counts()),
+            "problems": self.problems,
             "survivors": [_facts(one) for one in self.survivors()],
-            "equivalents": [
-                {**_facts(one), "reason": one.equivalent.reason.strip()}
+            "excused": [
+                {**_facts(one), "kind": one.survivor.kind, "reason": one.survivor.reason}
                 for one in self.judged
-                if one.verdict == "equivalent" and one.equivalent
+                if one.survivor and one.outcome in (MutantOutcome.EQUIVALENT, MutantOutcome.GPU)
             ],
         }
 
-    def _counts(self) -> Counter[str]:
-        return Counter(one.verdict for one in self.judged)
+    def _counts(self) -> Counter[MutantOutcome]:
+        return Counter(one.outcome for one in self.judged)
 
 
-HEADER = ("kata", "mutants", "caught", "survived", "equivalent", "score", "fresh")
+HEADER = ("kata", "mutants", "caught", "survived", "equivalent", "gpu", "score", "fresh")
 
 
 def total_row(scores: list[Score]) -> tuple[str, ...]:
@@ -50,7 +53,7 @@ def total_row(scores: list[Score]) -> tuple[str, ...]:
     return ("all", *_cells(_sum(scores)), "")
 
 
-def report(scores: list[Score]) -> dict[str, Any]:
+def as_json(scores: list[Score]) -> dict[str, Any]:
     """Return everything as plain data."""
     return {"all": _numbers(_sum(scores)), "katas": [score.to_json() for score in scores]}
 
@@ -63,25 +66,26 @@ def fresh_count(kata: Kata) -> str:
         return "out of step"
 
 
-def _sum(scores: list[Score]) -> Counter[str]:
-    return Counter(one.verdict for score in scores for one in score.judged)
+def _sum(scores: list[Score]) -> Counter[MutantOutcome]:
+    return Counter(one.outcome for score in scores for one in score.judged)
 
 
-def _numbers(counts: Counter[str]) -> dict[str, Any]:
-    caught, survived = counts["caught"], counts["survived"]
+def _numbers(counts: Counter[MutantOutcome]) -> dict[str, Any]:
+    caught, survived = counts[MutantOutcome.CAUGHT], counts[MutantOutcome.SURVIVED]
     return {
         "mutants": caught + survived,
         "caught": caught,
         "survived": survived,
-        "equivalent": counts["equivalent"],
-        "invalid": counts["invalid"],
+        "equivalent": counts[MutantOutcome.EQUIVALENT],
+        "gpu": counts[MutantOutcome.GPU],
+        "invalid": counts[MutantOutcome.INVALID],
         "score": caught / (caught + survived) if caught + survived else None,
     }
 
 
-def _cells(counts: Counter[str]) -> tuple[str, ...]:
+def _cells(counts: Counter[MutantOutcome]) -> tuple[str, ...]:
     numbers = _numbers(counts)
-    keys = ("mutants", "caught", "survived", "equivalent")
+    keys = ("mutants", "caught", "survived", "equivalent", "gpu")
     score = numbers["score"]
     return (*(str(numbers[key]) for key in keys), "-" if score is None else f"{score:.1%}")
 

@@ -11,23 +11,11 @@ from dojo.files import write_atomically
 from dojo.kata.fresh import is_explained
 from dojo.kata.kata import Kata
 from dojo.verification.mutation.judging import Judged
-from dojo.verification.mutation.mutants import Mutant, common_ends, meaning
-from dojo.verification.mutation.result_store import Trial
+from dojo.verification.mutation.mutants import Mutant, common_ends, is_plausible, meaning
+from dojo.verification.mutation.result_store import MutantOutcome, Trial
 
 LEAST, MOST = 40, 60
 _TRIED = 2  # times as many: not every mutant that is caught makes a good bug
-
-# The changes that someone could make by mistake; the other operators fill up where these are few.
-_PLAUSIBLE = re.compile(
-    r"dojo/.+"
-    r"|core/(NumberReplacer|Replace(True|False|And|Or|Break|Continue)With\w+)"
-    r"|core/ReplaceUnaryOperator_Delete_(USub|Invert)"
-    r"|core/ReplaceComparisonOperator_"
-    r"(Eq_NotEq|NotEq_Eq|Lt_LtE|LtE_Lt|Gt_GtE|GtE_Gt|Lt_Gt|Gt_Lt|LtE_GtE|GtE_LtE)"
-    r"|core/ReplaceBinaryOperator_"
-    r"(Add_Sub|Add_Mul|Sub_Add|Mul_Div|Mul_Add|Div_Mul|Div_FloorDiv|FloorDiv_Div"
-    r"|FloorDiv_Mod|Mod_FloorDiv|BitAnd_BitOr|BitOr_BitAnd|LShift_RShift|RShift_LShift)"
-)
 
 # What an operator leaves behind and nobody writes: `-0`, brackets round one name, two blanks.
 _ODD = re.compile(r"-0(?![\w.])|(?<![\w)\]])\(\w+\)|\S  +\S")
@@ -39,13 +27,15 @@ def hopeful(kata: Kata, judged: Iterable[Judged]) -> list[Judged]:
     found = [
         one
         for one in judged
-        if one.verdict == "caught"
+        if one.outcome is MutantOutcome.CAUGHT
         and _looks_written(one.mutant)
         and meaning(one.mutant.source) not in catalogued
         and is_explained(one.mutant.operator)
     ]
-    plausible = _evenly([one for one in found if _is_plausible(one)])[: _TRIED * MOST]
-    others = _evenly([one for one in found if not _is_plausible(one)])
+    plausible = _evenly([one for one in found if is_plausible(one.mutant.operator)])[
+        : _TRIED * MOST
+    ]
+    others = _evenly([one for one in found if not is_plausible(one.mutant.operator)])
     return plausible + others[: max(0, _TRIED * LEAST - len(plausible))]
 
 
@@ -55,12 +45,8 @@ def candidates(judged: Sequence[Judged]) -> list[Judged]:
     # Of those that behave alike the first is taken.
     different = {one.trial.behaviour: one for one in reversed(good)}
     chosen = [one for one in good if different[one.trial.behaviour] is one]
-    plausible = [one for one in chosen if _is_plausible(one)]
+    plausible = [one for one in chosen if is_plausible(one.mutant.operator)]
     return plausible[:MOST] if len(plausible) >= LEAST else chosen[:LEAST]
-
-
-def _is_plausible(one: Judged) -> bool:
-    return bool(_PLAUSIBLE.fullmatch(one.mutant.operator))
 
 
 def _evenly(chosen: Sequence[Judged]) -> list[Judged]:
@@ -75,7 +61,7 @@ def _evenly(chosen: Sequence[Judged]) -> list[Judged]:
 def is_good(trial: Trial) -> bool:
     """Say whether most failures are wrong answers, and some tests catch it but not all."""
     return (
-        trial.verdict == "caught"
+        trial.outcome is MutantOutcome.CAUGHT
         and trial.ended
         and trial.passing > 0
         and trial.wrong > 0

@@ -43,6 +43,6 @@ def command(project: Project, names: tuple[str, ...], readme: bool) -> None:
     text = f"{gpu.machine()}\n\n{gpu.markdown(rows)}"
     click.echo(text)
     if readme:
-        write_section(project.readme, "gpu", text)
+        write_section(project.readme, "gpu", f"## Kernels on a GPU\n\n{text}\n")
     if tests.returncode != 0:
         raise SystemExit(1)

@@ -86,5 +86,5 @@ def verify_rate(project: Project, kata: Kata) -> float:
         list(pool.map(lambda runner, _: runner.run(kata, Reference()), range(pool.size)))
         findings = verify(project, kata, pool, has_gpu=False)
     if not findings.caught_by:  # no bug was run
-        raise DojoError(f"{kata.name} cannot be verified: {findings.problems[-1]}")
+        raise DojoError(f"{kata.name} cannot be verified: {findings.problems[0]}")
     return findings.runs / findings.seconds / pool.size

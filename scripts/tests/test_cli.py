@@ -132,7 +132,7 @@ def test_new_makes_a_kata_and_verify_says_what_is_missing(cli, project):
     assert result.exit_code == 1
     assert "1 of 1" in result.output
     assert "README.md, line 5: TODO: one sentence" in result.output
-    assert "kata.toml has 1 bugs; at least 6 are wanted" in result.output
+    assert "kata.toml has 1 of at least 6 bugs" in result.output
 
 
 def test_verify_refuses_a_bug_that_no_test_catches(cli, kata):

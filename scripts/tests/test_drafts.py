@@ -40,7 +40,7 @@ def test_verify_counts_what_is_left_of_a_draft_and_names_it_on_request(cli, draf
     left = [line for line in cli("verify", "rope").output.splitlines() if "01_rope: " in line]
     assert f"01_rope is a draft: {len(left)} things are left" in result.output
     assert "scripts/verify.sh 01_rope names them" in result.output
-    assert all("TODO" in line or "at least 6 are wanted" in line for line in left), left
+    assert all("TODO" in line or "at least 6 bugs" in line for line in left), left
     assert cli("verify", "rope").exit_code == 1
 
 

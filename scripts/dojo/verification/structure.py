@@ -93,7 +93,7 @@ def _tests(kata: Kata, functions: Functions) -> Iterator[str]:
 
 def _bugs(kata: Kata) -> Iterator[str]:
     if len(kata.bugs) < LEAST_BUGS:
-        yield f"kata.toml has {len(kata.bugs)} bugs; at least {LEAST_BUGS} are wanted"
+        yield f"kata.toml has {len(kata.bugs)} of at least {LEAST_BUGS} bugs"
     for bug in kata.bugs:
         if not bug.killed_by:
             yield f"bug {bug.id}: killed_by is empty"

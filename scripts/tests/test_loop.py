@@ -92,15 +92,18 @@ def test_the_diff_is_of_what_the_learner_changed(free, kata):
     assert event_line(Compared("")) == "You have changed nothing yet."
 
 
-def test_reset_and_undo_and_the_next_kata(free, kata):
+def test_reset_and_undo(free, kata):
     mine = kata.botched.read_text() + "# mine\n"
     kata.botched.write_text(mine)
     assert free.handle(Action.RESET) == [Replanted(kept=True)]
     assert "# mine" not in kata.botched.read_text()
     assert free.handle(Action.UNDO) == [Undone()]
     assert kata.botched.read_text() == mine
-    assert free.handle(Action.NEXT) == [NextKata()]
-    assert free.handle(Action.QUIT) == [Ended()]
+
+
+def test_the_next_kata_or_quit_ends_a_free_hunt(player):
+    assert FreeHunt(player).handle(Action.NEXT) == [NextKata()]
+    assert FreeHunt(player).handle(Action.QUIT) == [Ended()]
 
 
 def test_what_cannot_be_done_is_an_event_and_no_end(free, player):
@@ -164,11 +167,24 @@ def test_a_pause_stops_the_clock_and_a_save_ends_it(timed, time):
     assert hunt.handle(Action.PAUSE) == [Paused(stands=False)]
 
 
-def test_skip_reveal_and_quit_end_a_timed_hunt(timed):
-    hunt = timed()
-    assert hunt.handle(Action.SKIP) == [Ended(Ending.SKIPPED)]
-    assert hunt.handle(Action.REVEAL) == [Ended(Ending.REVEALED)]
+@pytest.mark.parametrize(
+    ("action", "ending"),
+    [(Action.SKIP, Ending.SKIPPED), (Action.REVEAL, Ending.REVEALED), (Action.QUIT, None)],
+)
+def test_skip_reveal_and_quit_end_a_timed_hunt(timed, action, ending):
+    assert timed().handle(action) == [Ended(ending)]
+
+
+def test_nothing_comes_of_what_happens_once_a_hunt_is_over(timed, time, history):
+    hunt = timed(budget=100.0)
     assert hunt.handle(Action.QUIT) == [Ended()]
+    assert hunt.over
+    history.close()  # whatever would still be recorded fails
+    for _ in range(40):
+        time.seconds += 4.0
+        assert hunt.handle(Tick()) == []
+    assert hunt.handle(run(scale="passed", shift="passed")) == []
+    assert hunt.handle(Action.HINT) == []
 
 
 def test_an_interview_gives_no_hints_and_names_no_test_before_half_time(timed, time):

@@ -10,6 +10,7 @@ from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
 from dojo.history.history import History
 from dojo.history.sessions import Ending
+from dojo.learner.watcher import Judged, Tick
 from dojo.practice import session
 from dojo.practice.planning import Planned
 from dojo.practice.stopwatch import Clock
@@ -147,6 +148,25 @@ def test_quit_leaves_the_session_to_be_taken_up(begin, project):
 
     assert lead(app, script) is False
     assert practice.standing().kata == "01_scale"
+
+
+def test_what_comes_late_touches_no_session_that_was_left(begin):
+    app, practice = begin(300.0)
+    hunts = []
+
+    async def script(pilot):
+        await wait_for(pilot, "fails: test_scale")
+        hunts.append(pilot.app.screen)
+        await pilot.press("ctrl+c")
+
+    assert lead(app, script) is False
+    left = practice.standing().left
+    practice._history.close()
+    (hunt,) = hunts
+    # On a busy machine a timer may fire, or a run end, while the application closes.
+    hunt._take(Tick())
+    hunt._take(Judged(Runner().run(hunt._round.kata)))
+    assert left < 300
 
 
 def test_the_clock_runs_out_under_a_question(begin):

@@ -128,6 +128,7 @@ class Hunt(ABC):
     def __init__(self, player: Player) -> None:
         """Begin with nothing judged."""
         self._player = player
+        self.over = False
 
     def events(
         self, watcher: Watching, keys: Mapping[str, Action], tick_seconds: float
@@ -135,18 +136,24 @@ class Hunt(ABC):
         """Yield what comes of all that happens, keys being actions, until the hunt is over."""
         for happened in watcher.events(tick_seconds):
             asked = keys.get(happened.character) if isinstance(happened, Key) else happened
-            for event in self.handle(asked) if asked else ():
-                yield event
-                if isinstance(event, Ended | NextKata):
-                    return
+            yield from self.handle(asked) if asked else ()
+            if self.over:
+                return
 
     def handle(self, happened: Happening | Action) -> list[Event]:
-        """Take what happened, or what the learner asks for, and return what comes of it."""
+        """Take what happened, or what the learner asks for, and return what comes of it.
+
+        Nothing comes of what happens once the hunt is over, and nothing is recorded: an interface
+        may still have a timer, or a run in flight.
+        """
         events: list[Event] = []
+        if self.over:
+            return events
         try:
             for event in self._handle(happened):
                 events.append(event)
                 if isinstance(event, Ended | NextKata):
+                    self.over = True
                     break  # what comes of the same moment comes too late
         except DojoError as error:
             events.append(Refused(str(error)))
@@ -210,16 +217,16 @@ class TimedHunt(Hunt):
     def __init__(self, round_: Round) -> None:
         """Take a round that has begun."""
         super().__init__(round_.player)
-        self._round = round_
+        self.round = round_
         self._warnings = [left for left in _WARNINGS if left < round_.remaining()]
 
     def _handle(self, happened: Happening | Action) -> Iterator[Event]:
         match happened:
             case Started():
-                self._round.run_started()
+                self.round.run_started()
                 yield RunStarted()
             case Action.PAUSE:
-                yield Paused(self._round.toggle_pause())
+                yield Paused(self.round.toggle_pause())
             case Action.SKIP:
                 yield Ended(Ending.SKIPPED)
             case Action.REVEAL:
@@ -231,17 +238,17 @@ class TimedHunt(Hunt):
         yield from self._look_at_the_clock()
 
     def _judge(self, result: RunResult) -> Iterator[Event]:
-        judgement = self._round.judge(result)
-        names, left = self._round.names_shown, self._round.remaining()
+        judgement = self.round.judge(result)
+        names, left = self.round.names_shown, self.round.remaining()
         yield RunJudged(result, judgement, names, left)
         if judgement.solved:
             yield Ended(Ending.SOLVED)
 
     def _hint(self) -> str:
-        return self._round.hint()
+        return self.round.hint()
 
     def _look_at_the_clock(self) -> Iterator[Event]:
-        left = self._round.remaining()
+        left = self.round.remaining()
         if left <= 0:
             yield Ended(Ending.MISSED)
         while self._warnings and left <= self._warnings[0]:

@@ -6,7 +6,8 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 
 from dojo.history.sessions import Ending
-from dojo.practice.session import Practice, Round
+from dojo.practice.loop import Action, TimedHunt
+from dojo.practice.session import Practice
 from dojo.runner.runner import Runner
 from dojo.tui.debrief import DebriefScreen
 from dojo.tui.hunt import HuntScreen
@@ -28,7 +29,7 @@ class PracticeApp(App[bool]):
         super().__init__()
         self._practice = practice
         self._runner = runner
-        self._round: Round | None = None
+        self._hunt: TimedHunt | None = None
 
     def on_mount(self) -> None:
         """Begin with the first kata that is left."""
@@ -36,25 +37,27 @@ class PracticeApp(App[bool]):
 
     def on_unmount(self) -> None:
         """Record the time, however the application ends."""
-        if self._round is not None:
-            self._practice.finish(self._round, None)
+        if self._hunt is not None:
+            self._hunt.handle(Action.QUIT)  # a timer that fires late finds it over
+            self._practice.finish(self._hunt.round, None)
 
     def action_leave(self) -> None:
         """Stop here; the session can be taken up again."""
         self.exit(False)
 
     def _next_round(self) -> None:
-        self._round = self._practice.next_round()
-        if self._round is None:
+        round_ = self._practice.next_round()
+        if round_ is None:
             self.exit(True)
         else:
-            self.push_screen(HuntScreen(self._round, self._runner), self._end_round)
+            self._hunt = TimedHunt(round_)
+            self.push_screen(HuntScreen(self._hunt, self._runner), self._end_round)
 
     def _end_round(self, ending: Ending | None) -> None:
         """End the kata, or leave the session where the hunt was left without an end."""
-        assert self._round is not None  # its hunt was on the screen
-        finished = self._practice.finish(self._round, ending)
-        self._round = None
+        assert self._hunt is not None  # it was on the screen
+        finished = self._practice.finish(self._hunt.round, ending)
+        self._hunt = None
         if finished is None:
             self.exit(False)
         else:

@@ -27,7 +27,6 @@ from dojo.practice.loop import (
     TimedHunt,
     TimeLeft,
 )
-from dojo.practice.session import Round
 from dojo.runner.runner import Runner
 from dojo.tui.confirm import Confirm
 from dojo.tui.diff import diff_text
@@ -62,11 +61,11 @@ class HuntScreen(Screen[Ending | None]):
             super().__init__()
             self.happening = happening
 
-    def __init__(self, round_: Round, runner: Runner) -> None:
-        """Show a round that has begun."""
+    def __init__(self, hunt: TimedHunt, runner: Runner) -> None:
+        """Show a hunt that has begun."""
         super().__init__()
-        self._round = round_
-        self._hunt = TimedHunt(round_)
+        self._hunt = hunt
+        self._round = hunt.round
         self._runner = runner
         self._tests: Group | Text = Text("the tests are getting ready ...")
         self._shows_diff = False
@@ -149,9 +148,10 @@ class HuntScreen(Screen[Ending | None]):
 
     def _take(self, happened: Happening | Action) -> None:
         """Take what happened to the hunt, and what comes of it to the screen."""
-        self._show_clock()
         for event in self._hunt.handle(happened):
             self._show_event(event)
+        if not self._hunt.over:
+            self._show_clock()
 
     def _show_event(self, event: Event) -> None:
         verdict = self.query_one("#verdict")

@@ -114,6 +114,13 @@ def test_what_cannot_be_done_is_an_event_and_no_end(free, player):
     assert free.handle(Started()) == [RunStarted()]
 
 
+def test_a_reset_plants_the_default_bugs_where_nobody_knows_which_were_planted(free, kata, player):
+    player.workspace.record(99)  # the history has lost what is planted
+    assert free.handle(Action.RESET) == [Replanted(kept=True)]
+    assert kata.botched.read_text() == kata.planted_source(kata.default)
+    assert player.attempt().planted == kata.default
+
+
 def test_nothing_to_undo_is_said(player):
     (refused,) = FreeHunt(player).handle(Action.UNDO)
     assert "nothing to undo" in event_line(refused)

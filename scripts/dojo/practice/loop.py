@@ -11,8 +11,9 @@ from enum import Enum, auto
 
 from dojo.errors import DojoError
 from dojo.history.sessions import Ending
-from dojo.learner.player import Judgement, Player
+from dojo.learner.player import Judgement, Player, unknown_line
 from dojo.learner.watcher import Happening, Judged, Key, Started, Tick, Watching
+from dojo.learner.workspace import Backup
 from dojo.practice.session import Round
 from dojo.testrun.results import RunResult
 
@@ -192,8 +193,7 @@ class FreeHunt(Hunt):
     def _handle(self, happened: Happening | Action) -> Iterator[Event]:
         match happened:
             case Action.RESET:
-                backup = self._player.plant(self._player.attempt().planted)
-                yield Replanted(kept=backup is not None)
+                yield Replanted(kept=self._plant_again() is not None)
             case Action.UNDO:
                 self._player.workspace.restore()
                 yield Undone()
@@ -201,6 +201,14 @@ class FreeHunt(Hunt):
                 yield NextKata()
             case _:
                 yield from super()._handle(happened)
+
+    def _plant_again(self) -> Backup | None:
+        """Plant the same bugs, or the default ones where nobody knows any more which they were."""
+        kata, planting = self._player.kata, self._player.planting()
+        bugs = kata.default
+        if unknown_line(kata.name, planting) is None:
+            bugs = tuple(bug.id for bug in planting.bugs)
+        return self._player.plant(bugs)
 
     def _judge(self, result: RunResult) -> Iterator[Event]:
         judgement = self._player.record(result)

@@ -29,6 +29,7 @@ from dojo.practice.session import Round
 from dojo.project import Project
 from dojo.testrun.results import Outcome, RunResult, TestResult
 from dojo.wording.events import event_line
+from dojo.wording.keys import PRACTICE, WATCH, WORDS, keys_line
 
 BUGS = ("adds-factor", "subtracts-offset")
 
@@ -212,6 +213,13 @@ def test_keys_are_actions_and_unknown_ones_nothing(free):
 
     events = free.events(Watcher(), {"n": Action.NEXT}, 0.1)
     assert list(events) == [RunStarted(), NextKata()]
+
+
+def test_every_key_has_its_word_and_each_action_a_key():
+    assert keys_line(PRACTICE) == "h hint  d diff  p pause  s skip  r reveal  q quit"
+    assert keys_line(PRACTICE, hints=False) == "d diff  p pause  s skip  r reveal  q quit"
+    assert keys_line(WATCH) == "h hint  d diff  r reset  u undo  n next kata  q quit"
+    assert {*PRACTICE.values(), *WATCH.values()} == set(Action) == set(WORDS)
 
 
 def test_the_interface_imports_no_pytest():

@@ -13,24 +13,17 @@ from dojo.errors import command as say
 from dojo.history.sessions import Ending
 from dojo.learner.watcher import watching
 from dojo.practice.debrief import Debrief
-from dojo.practice.loop import Action, Compared, Ended, Event, RunJudged, TimedHunt
+from dojo.practice.loop import Compared, Ended, Event, RunJudged, TimedHunt
 from dojo.practice.session import Practice, Round
 from dojo.runner.runner import Runner
 from dojo.wording.debriefs import bug_lines, outcome_line
 from dojo.wording.events import event_line
+from dojo.wording.keys import PRACTICE, keys_line
 from dojo.wording.quantities import minutes
 from dojo.wording.runs import run_lines
 from dojo.wording.welcome import planted_line, welcome_lines
 
 _TICK_SECONDS = 0.5
-_LETTERS = {
-    "h": Action.HINT,
-    "d": Action.DIFF,
-    "p": Action.PAUSE,
-    "s": Action.SKIP,
-    "r": Action.REVEAL,
-    "q": Action.QUIT,
-}
 
 
 class Plain:
@@ -64,14 +57,14 @@ class Plain:
         click.echo(f"{planted_line(round_)}. You have {left} minutes from now.")
         for line in welcome_lines(round_):
             click.echo(line)
-        hint = "" if round_.interview else "h hint  "
-        click.echo(f"Letters, each with Enter: {hint}d diff  p pause  s skip  r reveal  q quit")
+        letters = keys_line(PRACTICE, hints=not round_.interview)
+        click.echo(f"Letters, each with Enter: {letters}")
 
     def _hunt(self, round_: Round) -> Ending | None:
         """Test at the start and at every save; return how it ended, or None for quit."""
         hunt = TimedHunt(round_)
         with watching(round_.kata, self._runner) as watcher, self._letters.to(watcher.press):
-            for event in hunt.events(watcher, _LETTERS, _TICK_SECONDS):
+            for event in hunt.events(watcher, PRACTICE, _TICK_SECONDS):
                 if isinstance(event, Ended):
                     if event.ending is Ending.MISSED:
                         click.echo("\nTime is up.")

@@ -14,21 +14,13 @@ from dojo.kata import catalogue, kata_toml
 from dojo.kata.kata import Kata
 from dojo.learner.player import Player
 from dojo.learner.watcher import watching
-from dojo.practice.loop import Action, Compared, Event, FreeHunt, NextKata, RunJudged
+from dojo.practice.loop import Compared, Event, FreeHunt, NextKata, RunJudged
 from dojo.project import Project
 from dojo.runner.runner import Runner
 from dojo.wording.events import event_line
+from dojo.wording.keys import WATCH, keys_line
 from dojo.wording.runs import run_lines
 
-_KEYS = "h hint  d diff  r reset  u undo  n next kata  q quit"
-_ACTIONS = {
-    "h": Action.HINT,
-    "d": Action.DIFF,
-    "r": Action.RESET,
-    "u": Action.UNDO,
-    "n": Action.NEXT,
-    "q": Action.QUIT,
-}
 _TICK_SECONDS = 0.5
 
 
@@ -62,9 +54,9 @@ class _Screen:
         """Watch until a key ends it; say whether to go on with the next kata."""
         kata, hunt = self._player.kata, FreeHunt(self._player)
         with watching(kata, self._runner) as watcher, key_presses(watcher.press) as has_keys:
-            click.echo(f"watching {kata.botched}" + (f"\n{_KEYS}" if has_keys else ""))
+            click.echo(f"watching {kata.botched}" + (f"\n{keys_line(WATCH)}" if has_keys else ""))
             try:
-                for event in hunt.events(watcher, _ACTIONS, _TICK_SECONDS):
+                for event in hunt.events(watcher, WATCH, _TICK_SECONDS):
                     if isinstance(event, NextKata):
                         return True
                     self._print(event, has_keys)
@@ -80,7 +72,7 @@ class _Screen:
             for line in run_lines(self._player.kata.name, event.result, event.judgement):
                 click.echo(_fit(line))
             if has_keys:
-                click.echo(_fit(_KEYS))
+                click.echo(_fit(keys_line(WATCH)))
         elif isinstance(event, Compared) and event.diff:
             click.echo(colour_diff(event.diff))
         elif line := event_line(event):

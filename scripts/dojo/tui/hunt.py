@@ -32,24 +32,29 @@ from dojo.tui.confirm import Confirm
 from dojo.tui.diff import diff_text
 from dojo.tui.lines import indented
 from dojo.wording.events import event_line
+from dojo.wording.keys import PRACTICE, WORDS
 from dojo.wording.quantities import minutes
 from dojo.wording.runs import run_lines
 from dojo.wording.welcome import planted_line, welcome_lines
 
 _TICK_SECONDS = 0.25
 _LATE_SECONDS = 60
+_QUESTIONS = {
+    Action.SKIP: "Skip this kata?",
+    Action.REVEAL: "Show the answer? It ends this kata.",
+}
+
+
+def _binding(key: str, action: Action) -> Binding:
+    cost = f" (-{HINT_COSTS})" if action is Action.HINT else ""
+    return Binding(key, f"ask({action.name!r})", WORDS[action] + cost)
 
 
 class HuntScreen(Screen[Ending | None]):
     """One kata against the clock. Its result is how it ended; none if the session is left."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("h", "hint", f"hint (-{HINT_COSTS})"),
-        Binding("d", "diff", "diff"),
-        Binding("p", "pause", "pause"),
-        Binding("s", "skip", "skip"),
-        Binding("r", "reveal", "reveal"),
-        Binding("q", "app.leave", "quit"),
+        *(_binding(key, action) for key, action in PRACTICE.items()),
         Binding("tab", "app.focus_next", "scroll", show=False),
     ]
 
@@ -94,7 +99,7 @@ class HuntScreen(Screen[Ending | None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Leave out the key for hints where there are none."""
-        return not (action == "hint" and self._round.interview)
+        return not (parameters == (Action.HINT.name,) and self._round.interview)
 
     @work(thread=True)
     def _follow(self) -> None:
@@ -116,28 +121,15 @@ class HuntScreen(Screen[Ending | None]):
         else:
             self._take(message.happening)
 
-    def action_hint(self) -> None:
-        """Give the next hint."""
-        self._take(Action.HINT)
-
-    def action_diff(self) -> None:
-        """Show what the learner has changed, in place of the tests; then the tests again."""
-        if self._shows_diff:
-            self._show_tests()
+    def action_ask(self, name: str) -> None:
+        """Take what a key asks for to the hunt, once that is confirmed where it ends the kata."""
+        action = Action[name]
+        if action in _QUESTIONS:
+            self._confirm(_QUESTIONS[action], action)
+        elif action is Action.DIFF and self._shows_diff:
+            self._show_tests()  # the same key takes the diff away
         else:
-            self._take(Action.DIFF)
-
-    def action_pause(self) -> None:
-        """Stop the clock, or let it go on."""
-        self._take(Action.PAUSE)
-
-    def action_skip(self) -> None:
-        """Leave this kata for good, once that is confirmed."""
-        self._confirm("Skip this kata?", Action.SKIP)
-
-    def action_reveal(self) -> None:
-        """Show the answer, which ends this kata, once that is confirmed."""
-        self._confirm("Show the answer? It ends this kata.", Action.REVEAL)
+            self._take(action)
 
     def _confirm(self, question: str, action: Action) -> None:
         def answered(yes: bool | None) -> None:

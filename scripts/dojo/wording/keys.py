@@ -1,0 +1,42 @@
+"""The keys of a hunt: what each asks for, and the word that stands beside it."""
+
+from collections.abc import Mapping
+
+from dojo.practice.loop import Action
+
+PRACTICE = {
+    "h": Action.HINT,
+    "d": Action.DIFF,
+    "p": Action.PAUSE,
+    "s": Action.SKIP,
+    "r": Action.REVEAL,
+    "q": Action.QUIT,
+}
+WATCH = {
+    "h": Action.HINT,
+    "d": Action.DIFF,
+    "r": Action.RESET,
+    "u": Action.UNDO,
+    "n": Action.NEXT,
+    "q": Action.QUIT,
+}
+WORDS = {
+    Action.HINT: "hint",
+    Action.DIFF: "diff",
+    Action.PAUSE: "pause",
+    Action.SKIP: "skip",
+    Action.REVEAL: "reveal",
+    Action.RESET: "reset",
+    Action.UNDO: "undo",
+    Action.NEXT: "next kata",
+    Action.QUIT: "quit",
+}
+
+
+def keys_line(keys: Mapping[str, Action], *, hints: bool = True) -> str:
+    """Return the keys with their words; without `hints`, the key for one is left out."""
+    return "  ".join(
+        f"{key} {WORDS[action]}"
+        for key, action in keys.items()
+        if hints or action is not Action.HINT
+    )

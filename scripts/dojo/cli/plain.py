@@ -9,18 +9,26 @@ from contextlib import contextmanager
 import click
 
 from dojo.cli.diff import colour_diff
+from dojo.cli.events import event_lines
 from dojo.errors import command as say
 from dojo.history.sessions import Ending
 from dojo.learner.watcher import watching
 from dojo.practice.debrief import Debrief
-from dojo.practice.loop import Compared, Ended, Event, RunJudged, TimedHunt
+from dojo.practice.loop import Ended, RunJudged, TimedHunt
 from dojo.practice.session import Practice, Round
 from dojo.runner.runner import Runner
-from dojo.wording.debriefs import bug_lines, outcome_line
-from dojo.wording.events import event_line
+from dojo.wording.debriefs import (
+    CHANGED,
+    CLOCK_STANDS,
+    GO_ON,
+    PLANTED,
+    UNCHANGED,
+    bug_lines,
+    outcome_line,
+    over_line,
+)
 from dojo.wording.keys import PRACTICE, keys_line
 from dojo.wording.quantities import minutes
-from dojo.wording.runs import run_lines
 from dojo.wording.welcome import planted_line, welcome_lines
 
 _TICK_SECONDS = 0.5
@@ -43,7 +51,7 @@ class Plain:
             if finished is None:
                 return False
             if finished.hidden:
-                click.echo(f"\n{round_.kata.name} is over.")
+                click.echo(f"\n{over_line(round_.kata.name)}")
             else:
                 _print_debrief(finished.debrief)
             if finished.more and not self._go_on():
@@ -69,25 +77,16 @@ class Plain:
                     if event.ending is Ending.MISSED:
                         click.echo("\nTime is up.")
                     return event.ending
-                _print(event, round_.kata.name)
+                if isinstance(event, RunJudged):
+                    click.echo()
+                for line in event_lines(event, round_.kata.name):
+                    click.echo(line)
         raise AssertionError("a hunt goes on until it has ended")
 
     def _go_on(self) -> bool:
         """Wait for a line before the next kata; go on at once where none can come."""
-        click.echo("\nThe clock stands. Enter goes on to the next kata, q stops here.")
+        click.echo(f"\n{CLOCK_STANDS} {GO_ON}, q stops here.")
         return self._letters.next() != "q"
-
-
-def _print(event: Event, name: str) -> None:
-    if isinstance(event, RunJudged):
-        assert event.left is not None  # a session has a clock
-        click.echo(f"\n[{minutes(event.left)} left] revision {event.result.revision}")
-        for line in run_lines(name, event.result, event.judgement, names=event.names_shown):
-            click.echo(line)
-    elif isinstance(event, Compared) and event.diff:
-        click.echo(colour_diff(event.diff))
-    elif line := event_line(event):
-        click.echo(line)
 
 
 class _Letters:
@@ -135,9 +134,8 @@ class _Letters:
 
 def _print_debrief(debrief: Debrief) -> None:
     click.echo(f"\nDebrief: {debrief.kata.name}\n{outcome_line(debrief)}")
-    click.echo("\nWhat you changed:")
-    click.echo(colour_diff(debrief.diff) if debrief.diff else "nothing")
-    click.echo("\nWhat was planted:\n")
+    click.echo(f"\n{CHANGED.capitalize()}:\n{colour_diff(debrief.diff or UNCHANGED)}")
+    click.echo(f"\n{PLANTED.capitalize()}:\n")
     for line in bug_lines(debrief):
         click.echo(line)
     if debrief.ending is not Ending.SOLVED:

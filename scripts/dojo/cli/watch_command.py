@@ -3,23 +3,20 @@
 import shutil
 import sys
 import textwrap
-import time
 
 import click
 
-from dojo.cli.diff import colour_diff
+from dojo.cli.events import event_lines
 from dojo.cli.keys import key_presses
 from dojo.history.history import History
 from dojo.kata import catalogue, kata_toml
 from dojo.kata.kata import Kata
 from dojo.learner.player import Player
 from dojo.learner.watcher import watching
-from dojo.practice.loop import Compared, Event, FreeHunt, NextKata, RunJudged
+from dojo.practice.loop import Event, FreeHunt, NextKata, RunJudged
 from dojo.project import Project
 from dojo.runner.runner import Runner
-from dojo.wording.events import event_line
 from dojo.wording.keys import WATCH, keys_line
-from dojo.wording.runs import run_lines
 
 _TICK_SECONDS = 0.5
 
@@ -65,18 +62,13 @@ class _Screen:
         return False
 
     def _print(self, event: Event, has_keys: bool) -> None:
-        if isinstance(event, RunJudged):
-            if has_keys:
-                click.clear()
-            click.echo(f"[{time.strftime('%H:%M:%S')}] revision {event.result.revision}")
-            for line in run_lines(self._player.kata.name, event.result, event.judgement):
-                click.echo(_fit(line))
-            if has_keys:
-                click.echo(_fit(keys_line(WATCH)))
-        elif isinstance(event, Compared) and event.diff:
-            click.echo(colour_diff(event.diff))
-        elif line := event_line(event):
-            click.echo(line)
+        judged = isinstance(event, RunJudged)
+        if judged and has_keys:
+            click.clear()
+        for line in event_lines(event, self._player.kata.name):
+            click.echo(_fit(line) if judged else line)
+        if judged and has_keys:
+            click.echo(_fit(keys_line(WATCH)))
 
 
 def _fit(line: str) -> str:

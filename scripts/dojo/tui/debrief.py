@@ -11,7 +11,16 @@ from textual.widgets import Footer, Static
 from dojo.practice.session import Finished
 from dojo.tui.diff import diff_text
 from dojo.tui.lines import indented
-from dojo.wording.debriefs import bug_lines, outcome_line
+from dojo.wording.debriefs import (
+    CHANGED,
+    CLOCK_STANDS,
+    GO_ON,
+    PLANTED,
+    UNCHANGED,
+    bug_lines,
+    outcome_line,
+    over_line,
+)
 
 
 class DebriefScreen(Screen[bool]):
@@ -32,18 +41,17 @@ class DebriefScreen(Screen[bool]):
     def compose(self) -> ComposeResult:
         """Lay out the outcome above, the changes beside the bugs."""
         name = self._debrief.kata.name
-        coming = "Enter goes on to the next kata." if self._more else "Enter ends the session."
+        coming = f"{GO_ON if self._more else 'Enter ends the session'}."
         if self._hidden:
-            yield Static(f"{name} is over. The clock stands. {coming}", id="outcome")
+            yield Static(f"{over_line(name)} {CLOCK_STANDS} {coming}", id="outcome")
         else:
             yield Static(f"{name}: {outcome_line(self._debrief)}. {coming}", id="outcome")
             with Container(id="panes"):
                 with VerticalScroll(id="changes") as changes:
-                    changes.border_title = "what you changed"
-                    diff = self._debrief.diff
-                    yield Static(diff_text(diff) if diff else "nothing")
+                    changes.border_title = CHANGED
+                    yield Static(diff_text(self._debrief.diff or UNCHANGED))
                 with VerticalScroll(id="bugs") as bugs:
-                    bugs.border_title = "what was planted"
+                    bugs.border_title = PLANTED
                     lines = bug_lines(self._debrief, width=None)
                     yield Static(indented(lines, bold=("[",)))
         yield Footer()

@@ -31,6 +31,7 @@ from dojo.runner.runner import Runner
 from dojo.tui.confirm import Confirm
 from dojo.tui.diff import diff_text
 from dojo.tui.lines import indented
+from dojo.wording.debriefs import CHANGED
 from dojo.wording.events import event_line
 from dojo.wording.keys import PRACTICE, WORDS
 from dojo.wording.quantities import minutes
@@ -153,12 +154,9 @@ class HuntScreen(Screen[Ending | None]):
             case RunJudged():
                 verdict.border_subtitle = f"revision {event.result.revision}"
                 self._show_run(event)
-            case Compared(diff) if diff:
+            case Compared(diff):
                 self._shows_diff = True
-                self._show("what you changed", diff_text(diff))
-            case Compared():
-                self._shows_diff = True
-                self._show("what you changed", Text(event_line(event)))
+                self._show(CHANGED, diff_text(diff or event_line(event)))
             case Ended(ending):
                 self._finish(ending)
             case TimeLeft():

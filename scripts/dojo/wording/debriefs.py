@@ -14,6 +14,16 @@ _ENDINGS = {
     Ending.SKIPPED: "skipped",
 }
 
+CHANGED, PLANTED = "what you changed", "what was planted"  # headings
+UNCHANGED = "nothing"
+CLOCK_STANDS = "The clock stands."
+GO_ON = "Enter goes on to the next kata"
+
+
+def over_line(name: str) -> str:
+    """Return all that an interview says of a kata before its report."""
+    return f"{name} is over."
+
 
 def outcome_line(debrief: Debrief) -> str:
     """Return how a kata went, on one line."""

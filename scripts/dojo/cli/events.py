@@ -1,0 +1,23 @@
+"""The events of a hunt as lines, for a session in plain lines and for watch."""
+
+import time
+
+from dojo.cli.diff import colour_diff
+from dojo.practice.loop import Compared, Event, RunJudged
+from dojo.wording.events import event_line
+from dojo.wording.quantities import minutes
+from dojo.wording.runs import run_lines
+
+
+def event_lines(event: Event, name: str) -> list[str]:
+    """Return what is printed of an event in a kata of this name: a diff comes with its colours."""
+    match event:
+        case RunJudged(result, judgement, names_shown, left):
+            when = time.strftime("%H:%M:%S") if left is None else f"{minutes(left)} left"
+            head = f"[{when}] revision {result.revision}"
+            return [head, *run_lines(name, result, judgement, names=names_shown)]
+        case Compared(diff) if diff:
+            return [colour_diff(diff)]
+        case _:
+            line = event_line(event)
+            return [line] if line else []

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from dojo.history.sessions import Ending
-from dojo.learner.watcher import Judged, Key, Started, Tick
+from dojo.learner.watcher import Key, Ran, Started, Tick
 from dojo.practice import session
 from dojo.practice.loop import (
     Action,
@@ -39,7 +39,7 @@ def run(**outcomes):
         TestResult(f"test_{name}", Outcome[outcome.upper()], "message", 0.1, "abc")
         for name, outcome in outcomes.items()
     ]
-    return Judged(RunResult.of(tests, 0.1))
+    return Ran(RunResult.of(tests, 0.1))
 
 
 class Time:

@@ -10,7 +10,7 @@ from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
 from dojo.history.history import History
 from dojo.history.sessions import Ending
-from dojo.learner.watcher import Judged, Tick
+from dojo.learner.watcher import Ran, Tick
 from dojo.practice import session
 from dojo.practice.planning import Planned
 from dojo.practice.stopwatch import Clock
@@ -165,7 +165,7 @@ def test_what_comes_late_touches_no_session_that_was_left(begin):
     (hunt,) = hunts
     # On a busy machine a timer may fire, or a run end, while the application closes.
     hunt._take(Tick())
-    hunt._take(Judged(Runner().run(hunt._round.kata)))
+    hunt._take(Ran(Runner().run(hunt._round.kata)))
     assert left < 300
 
 

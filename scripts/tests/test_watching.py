@@ -9,7 +9,7 @@ import time
 import pytest
 
 from dojo.cli.watch_command import _following
-from dojo.learner.watcher import Judged, Key, watching
+from dojo.learner.watcher import Key, Ran, watching
 from dojo.runner.runner import Runner
 from dojo.testrun.results import RunResult, Verdict
 
@@ -56,7 +56,7 @@ def test_a_save_during_a_run_cancels_it_and_the_newest_text_is_judged(kata):
             while runner.cancelled <= number and time.monotonic() < until:
                 next_of(object, events)
         runner.release.set()
-        assert next_of(Judged, events).result.revision == "# 2\n"
+        assert next_of(Ran, events).result.revision == "# 2\n"
         assert runner.cancelled >= 3
 
 
@@ -78,7 +78,7 @@ def test_every_way_to_save_gives_one_run(kata, how):
     runner.release.set()
     with watching(kata, runner) as watcher:
         events = watcher.events(0.1)
-        next_of(Judged, events)
+        next_of(Ran, events)
         time.sleep(0.2)  # the watch has begun
         runs = runner.runs
         if how == "in place":
@@ -95,7 +95,7 @@ def test_every_way_to_save_gives_one_run(kata, how):
                 file.write("# ")
                 file.flush()
                 file.write("new\n")
-        assert next_of(Judged, events).result.revision == "# new\n"
+        assert next_of(Ran, events).result.revision == "# new\n"
         for _ in range(8):
             next_of(object, events)
         assert runner.runs == runs + 1
@@ -106,7 +106,7 @@ def test_a_touch_without_a_change_runs_nothing(kata):
     runner.release.set()
     with watching(kata, runner) as watcher:
         events = watcher.events(0.1)
-        next_of(Judged, events)
+        next_of(Ran, events)
         time.sleep(0.2)
         kata.botched.touch()
         for _ in range(6):
@@ -120,7 +120,7 @@ def test_a_runner_that_dies_is_reported_and_not_waited_for(project, kata):
     with Runner(project) as runner:
         runner._transport.process.kill()
         with watching(kata, runner) as watcher, pytest.raises(DojoError, match="test runner"):
-            next_of(Judged, watcher.events(0.1))
+            next_of(Ran, watcher.events(0.1))
 
 
 def test_watch_prints_plain_lines_where_there_is_no_terminal(project, kata):

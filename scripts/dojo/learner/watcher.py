@@ -15,7 +15,7 @@ from dojo.testrun.results import RunResult, Verdict
 
 
 @dataclass(frozen=True)
-class Judged:
+class Ran:
     """The tests ran on the file's newest text."""
 
     result: RunResult
@@ -38,7 +38,7 @@ class Tick:
     """Nothing happened for a while."""
 
 
-Happening = Judged | Started | Key | Tick
+Happening = Ran | Started | Key | Tick
 
 
 class _Saved:
@@ -63,7 +63,7 @@ class Watching:
         self._seen = read_bytes(kata.botched)
 
     def press(self, character: str) -> None:
-        """Report a key, from any thread."""
+        """Take a key, from any thread."""
         self._happened.put(Key(character))
 
     def events(self, tick_seconds: float) -> Iterator[Happening]:
@@ -82,7 +82,7 @@ class Watching:
                 else:
                     yield Started()
                     self._start()
-            elif isinstance(event, Judged):
+            elif isinstance(event, Ran):
                 self._running = False
                 if self._again or event.result.verdict is Verdict.CANCELLED:
                     self._again = False
@@ -111,7 +111,7 @@ class Watching:
 
     def _run(self) -> None:
         try:
-            self._happened.put(Judged(self._runner.run(self._kata)))
+            self._happened.put(Ran(self._runner.run(self._kata)))
         except DojoError as error:
             self._happened.put(error)
 

@@ -12,7 +12,7 @@ from enum import Enum, auto
 from dojo.errors import DojoError
 from dojo.history.sessions import Ending
 from dojo.learner.player import Judgement, Player, unknown_line
-from dojo.learner.watcher import Happening, Judged, Key, Started, Tick, Watching
+from dojo.learner.watcher import Happening, Key, Ran, Started, Tick, Watching
 from dojo.learner.workspace import Backup
 from dojo.practice.session import Round
 from dojo.testrun.results import RunResult
@@ -164,7 +164,7 @@ class Hunt(ABC):
         match happened:
             case Started():
                 yield RunStarted()
-            case Judged(result):
+            case Ran(result):
                 yield from self._judge(result)
             case Action.HINT:
                 yield Hinted(self._hint())

@@ -15,7 +15,7 @@ from textual.worker import get_current_worker
 
 from dojo.errors import DojoError
 from dojo.history.sessions import Ending
-from dojo.learner.watcher import Happening, Judged, Started, Tick, watching
+from dojo.learner.watcher import Happening, Ran, Started, Tick, watching
 from dojo.practice.debrief import HINT_COSTS
 from dojo.practice.loop import (
     Action,
@@ -110,7 +110,7 @@ class HuntScreen(Screen[Ending | None]):
                 for happening in watcher.events(_TICK_SECONDS):
                     if worker.is_cancelled:
                         return
-                    if isinstance(happening, Started | Judged):
+                    if isinstance(happening, Started | Ran):
                         self.post_message(self.Happened(happening))
         except DojoError as error:
             self.post_message(self.Happened(error))

@@ -74,7 +74,9 @@ def judge_each(jobs: Iterable[Job], pool: Pool) -> Iterator[Judged]:
         trial = _trial(runner, job)
         if trial is None:
             return None
-        listed = entries.setdefault(job.kata.name, read_survivors(job.kata))
+        if job.kata.name not in entries:
+            entries[job.kata.name] = read_survivors(job.kata)
+        listed = entries[job.kata.name]
         survivor = next((entry for entry in listed if entry.excuses(job.mutant)), None)
         return Judged(job.kata, job.mutant, trial, survivor)
 

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Callable
 from datetime import date, datetime
 
 import click
@@ -21,8 +20,6 @@ from dojo.runner.runner import Runner
 from dojo.wording.debriefs import session_markdown
 from dojo.wording.quantities import count as counted
 from dojo.wording.quantities import minutes
-
-Lead = Callable[[Practice, Runner], bool]
 
 
 @click.command(name="practice")

@@ -16,7 +16,7 @@ class CatalogueError(DojoError):
     """A malformed file of a kata; the message names file, place and reason."""
 
 
-def command(name: str, *arguments: str) -> str:
+def typed(name: str, *arguments: str) -> str:
     """Return a command as this person types it: `scripts/reset.sh 03`, or `kata reset 03`."""
     typed = f"kata {name}" if os.environ.get(TYPED) == "kata" else f"scripts/{name}.sh"
     return " ".join([typed, *arguments])

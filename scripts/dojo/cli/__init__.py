@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from dojo.errors import TYPED, DojoError, command
+from dojo.errors import TYPED, DojoError, typed
 from dojo.project import Project
 
 _COMMANDS = (
@@ -34,7 +34,7 @@ class _Context(click.Context):
 
     @property
     def command_path(self) -> str:
-        return command(self.info_name or "")
+        return typed(self.info_name or "")
 
 
 class _Commands(click.Group):
@@ -67,7 +67,7 @@ def _as_typed(text: str) -> str:
     """Return a help text with its commands, such as `kata reset`, as the person types them."""
     names = "|".join(_COMMANDS)
     pattern = rf"\bkata ({names})\b|scripts/({names})\.sh"
-    return re.sub(pattern, lambda match: command(match[1] or match[2]), text)
+    return re.sub(pattern, lambda match: typed(match[1] or match[2]), text)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from dojo.cli import output
-from dojo.errors import command as say
+from dojo.errors import typed
 from dojo.history.export import export_history
 from dojo.history.history import History
 from dojo.project import Project
@@ -29,4 +29,4 @@ def command(project: Project, file: Path, force: bool) -> None:
         click.echo(text, nl=False)
         return
     output.write(file, text, overwrite=force)
-    click.echo(f"wrote {file}; {say('import', file.name)} merges it on another machine")
+    click.echo(f"wrote {file}; {typed('import', file.name)} merges it on another machine")

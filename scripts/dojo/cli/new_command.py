@@ -2,6 +2,7 @@
 
 import click
 
+from dojo.errors import typed
 from dojo.kata import skeleton
 from dojo.project import Project
 
@@ -18,4 +19,4 @@ def command(project: Project, name: str) -> None:
     """
     folder = skeleton.create(project, name)
     made = folder.relative_to(project.root)
-    click.echo(f"made {made}; write it, then: scripts/verify.sh {folder.name}")
+    click.echo(f"made {made}; write it, then: {typed('verify', folder.name)}")

@@ -10,7 +10,7 @@ import click
 
 from dojo.cli.diff import colour_diff
 from dojo.cli.events import event_lines
-from dojo.errors import command as say
+from dojo.errors import typed
 from dojo.history.sessions import Ending
 from dojo.learner.watcher import watching
 from dojo.practice.debrief import Debrief
@@ -139,4 +139,4 @@ def _print_debrief(debrief: Debrief) -> None:
     for line in bug_lines(debrief):
         click.echo(line)
     if debrief.ending is not Ending.SOLVED:
-        click.echo(f"\nThe correct text: {say('reveal', debrief.kata.name)}")
+        click.echo(f"\nThe correct text: {typed('reveal', debrief.kata.name)}")

@@ -6,8 +6,7 @@ from datetime import date, datetime
 
 import click
 
-from dojo.errors import DojoError
-from dojo.errors import command as say
+from dojo.errors import DojoError, typed
 from dojo.files import write_atomically
 from dojo.history.history import History
 from dojo.kata import catalogue
@@ -164,7 +163,8 @@ def _begun(project: Project, history: History, wishes: Wishes) -> Practice:
 def _say_goodbye(project: Project, practice: Practice, finished: bool) -> None:
     if not finished:
         click.echo(
-            f"\nThe session waits for you, your file is as you left it: {say('practice')} goes on."
+            "\nThe session waits for you, your file is as you left it: "
+            f"{typed('practice')} goes on."
         )
         return
     debriefs = practice.debriefs()

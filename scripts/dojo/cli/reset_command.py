@@ -4,7 +4,7 @@ import secrets
 
 import click
 
-from dojo.errors import command as say
+from dojo.errors import typed
 from dojo.history.history import History
 from dojo.kata import catalogue
 from dojo.kata.drawing import draw_bugs
@@ -74,6 +74,6 @@ def _choose(
 def _reset(player: Player, bug_ids: tuple[str, ...], note: str) -> None:
     name = player.kata.name
     backup = player.plant(bug_ids)
-    kept = f"; your text is kept: {say('undo', name)}" if backup else ""
+    kept = f"; your text is kept: {typed('undo', name)}" if backup else ""
     how = f" ({note})" if note else ""
     click.echo(f"{name}: {counted(len(bug_ids), 'bug')} planted{how}{kept}")

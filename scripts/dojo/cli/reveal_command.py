@@ -5,7 +5,7 @@ import sys
 import click
 
 from dojo.cli.diff import colour_diff
-from dojo.errors import command as say
+from dojo.errors import typed
 from dojo.history.history import History
 from dojo.kata import catalogue
 from dojo.learner.player import Player, unknown_line
@@ -38,7 +38,7 @@ def command(project: Project, name: str, apply: bool, yes: bool) -> None:
             click.echo(f"\n{unknown}")
         if apply:
             backup = player.put_right()
-            kept = f"; your text is kept: {say('undo', kata.name)}" if backup else ""
+            kept = f"; your text is kept: {typed('undo', kata.name)}" if backup else ""
             click.echo(f"\n{kata.name}: fixed{kept}")
 
 

@@ -10,8 +10,7 @@ import click
 
 from dojo.cli import output
 from dojo.cli.table import render
-from dojo.errors import CatalogueError
-from dojo.errors import command as say
+from dojo.errors import CatalogueError, typed
 from dojo.history.history import History
 from dojo.history.misses import Missed
 from dojo.history.statistics import Solved, Stats, Times, gather
@@ -70,7 +69,7 @@ def command(project: Project, as_json: bool, page: Path | None) -> None:
         output.write(page, render_page(stats))
         click.echo(f"wrote {page}")
     elif stats.empty:
-        click.echo(f"Nothing practised yet. {say('practice')} starts a session.")
+        click.echo(f"Nothing practised yet. {typed('practice')} starts a session.")
     else:
         width = min(shutil.get_terminal_size().columns, 100)
         click.echo("\n\n".join(_sections(stats, width)))

@@ -9,8 +9,7 @@ from typing import TextIO
 import click
 
 from dojo.cli.table import render
-from dojo.errors import DojoError
-from dojo.errors import command as typed
+from dojo.errors import DojoError, typed
 from dojo.kata import catalogue
 from dojo.kata.kata import Kata
 from dojo.project import Project

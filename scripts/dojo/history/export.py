@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dojo.errors import DojoError, command
+from dojo.errors import DojoError, typed
 from dojo.history.database import Database, now
 from dojo.history.history import History
 from dojo.history.merge import merge, rows
@@ -82,9 +82,9 @@ def _document(content: bytes, name: str) -> tuple[int, Any]:
         document = json.loads(content)
         known, version, tables = (document[key] for key in ("format", "version", "tables"))
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise DojoError(f"{name} is no whole export; {command('export')} makes one") from None
+        raise DojoError(f"{name} is no whole export; {typed('export')} makes one") from None
     if known != _FORMAT or type(version) is not int or version < 1:
-        raise DojoError(f"{name} is no export of these katas; {command('export')} makes one")
+        raise DojoError(f"{name} is no export of these katas; {typed('export')} makes one")
     if version > len(MIGRATIONS):
         raise DojoError(
             f"{name} was exported by a newer version of the katas; update this checkout first"

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dojo.errors import CatalogueError, DojoError, command
+from dojo.errors import CatalogueError, DojoError, typed
 from dojo.kata.kata import Kata
 from dojo.kata.kata_toml import load
 from dojo.project import Project
@@ -64,7 +64,7 @@ def find(project: Project, name: str) -> Kata:
     close += [n for n in names if wanted and wanted in n]
     suggestions = dict.fromkeys(words.get(match, match) for match in close)
     hint = f"did you mean {' or '.join(suggestions)}? " if suggestions else ""
-    raise DojoError(f"no kata is called {name!r}; {hint}{command('list')} shows them all")
+    raise DojoError(f"no kata is called {name!r}; {hint}{typed('list')} shows them all")
 
 
 def _goes_by(folder: Path) -> set[str]:

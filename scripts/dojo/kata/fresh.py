@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dojo.errors import CatalogueError, command
+from dojo.errors import CatalogueError, typed
 from dojo.kata.bug import FRESH, Bug
 from dojo.kata.explanations import explain
 
@@ -16,7 +16,7 @@ def read_fresh(path: Path, reference: str) -> tuple[Bug, ...]:
     """Return a kata's fresh bugs, or raise `CatalogueError` for a file that is out of step."""
     if not path.is_file():
         return ()
-    remedy = f"{command('verify', '--mutants', path.parent.name, '--record')} makes the file anew"
+    remedy = f"{typed('verify', '--mutants', path.parent.name, '--record')} makes the file anew"
     try:
         bugs = tuple(map(_bug, json.loads(path.read_text(encoding="utf-8"))))
     except (ValueError, KeyError, TypeError) as error:

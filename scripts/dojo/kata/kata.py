@@ -6,7 +6,7 @@ from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
-from dojo.errors import DojoError, command, nearest
+from dojo.errors import DojoError, nearest, typed
 from dojo.kata.bug import FRESH, Bug
 from dojo.kata.fresh import read_fresh
 from dojo.kata.planting import conflict, plant
@@ -113,7 +113,7 @@ class Kata:
         if not self.fresh:
             raise DojoError(
                 f"{self.name} has no fresh bugs; "
-                f"{command('verify', '--mutants', self.name, '--record')} "
+                f"{typed('verify', '--mutants', self.name, '--record')} "
                 "makes them (it needs the development dependencies)"
             )
         return self.fresh

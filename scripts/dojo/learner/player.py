@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dojo.errors import DojoError, command
+from dojo.errors import DojoError, typed
 from dojo.history.history import Attempt, History, Run
 from dojo.kata.bug import Bug
 from dojo.kata.kata import Kata
@@ -105,7 +105,7 @@ class Player:
             return unknown_line(name, planting) or f"{name}: no planted bug is left in your file"
         hint = next_hint(planted, gone, self.history.hints(attempt.id))
         if hint is None:
-            return f"{name}: no more hints; {command('reveal', name)} tells all"
+            return f"{name}: no more hints; {typed('reveal', name)} tells all"
         bug, level = hint
         self.history.add_hint(attempt.id, bug.id, level)
         label = f", bug {planted.index(bug) + 1} of {len(planted)}" if len(planted) > 1 else ""
@@ -141,7 +141,7 @@ def planting_of(kata: Kata, attempt: Attempt) -> Planting:
 
 def unknown_line(name: str, planting: Planting) -> str | None:
     """Return what is to be said where it is not known any more what is planted, or None."""
-    remedy = f"{command('reset', name)} plants anew and keeps your text"
+    remedy = f"{typed('reset', name)} plants anew and keeps your text"
     if planting.unknown:
         bugs = ", ".join(planting.unknown)
         return f"{name}: your file was planted with what the kata no longer has ({bugs}); {remedy}"

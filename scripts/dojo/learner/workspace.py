@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dojo.errors import DojoError, command
+from dojo.errors import DojoError, typed
 from dojo.files import read_bytes, revision, write_atomically
 from dojo.kata.kata import Kata
 from dojo.project import Project
@@ -106,7 +106,7 @@ class Workspace:
         if chosen is None:
             raise DojoError(
                 f"{self.kata.name} has no kept text {number}; "
-                f"{command('undo', self.kata.name, '--list')} shows them"
+                f"{typed('undo', self.kata.name, '--list')} shows them"
             )
         self.replace(chosen.path.read_bytes(), chosen.attempt, "undo")
         return chosen

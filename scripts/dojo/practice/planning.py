@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib.util import find_spec
 
-from dojo.errors import DojoError, command
+from dojo.errors import DojoError, typed
 from dojo.history.history import History
 from dojo.kata.bug import Bug
 from dojo.kata.drawing import draw_bugs
@@ -103,7 +103,7 @@ def _candidates(katas: Sequence[Kata], wishes: Wishes) -> list[Kata]:
         and (kata.fresh if wishes.fresh else True)
     ]
     if not found:
-        raise DojoError(f"no kata fits these wishes; {command('list')} shows topics and levels")
+        raise DojoError(f"no kata fits these wishes; {typed('list')} shows topics and levels")
     return found
 
 

@@ -8,7 +8,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from dojo.errors import command
+from dojo.errors import typed
 
 
 class _SourceLoader(SourceFileLoader):
@@ -51,7 +51,7 @@ def explain_load_error(error: BaseException, path: Path) -> str:
     """Return one line that says why the file did not load, and where."""
     name = path.name
     if isinstance(error, FileNotFoundError) and not path.exists():
-        return f"{name} is missing: {command('reset')} puts it back"
+        return f"{name} is missing: {typed('reset')} puts it back"
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"{name}, line {error.lineno}: {type(error).__name__}: {error.msg}"
     line, traceback = None, error.__traceback__

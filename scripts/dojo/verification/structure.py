@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
-from dojo.errors import CatalogueError, command
+from dojo.errors import CatalogueError, typed
 from dojo.kata.kata import Kata
 from dojo.kata.planting import conflict
 
@@ -37,7 +37,7 @@ def problems(kata: Kata) -> Iterator[str]:
     if not botched_is_default(kata):
         yield (
             "botched.py is not the reference with the default bugs: "
-            f"{command('reset', kata.name)}, then commit it"
+            f"{typed('reset', kata.name)}, then commit it"
         )
 
 
@@ -125,7 +125,7 @@ def _fresh(kata: Kata, functions: Functions) -> Iterator[str]:
         bug_id, names = next(iter(stale.items()))
         yield (
             f"fresh.json: {bug_id} names {min(names)}, which {kata.tests.name} does not define "
-            f"({len(stale)} such bugs); {command('verify', '--mutants', kata.name, '--record')} "
+            f"({len(stale)} such bugs); {typed('verify', '--mutants', kata.name, '--record')} "
             "makes the file anew"
         )
 

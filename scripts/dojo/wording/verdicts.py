@@ -1,6 +1,6 @@
 """The line under a run: how many planted bugs are fixed, and what to do next."""
 
-from dojo.errors import command
+from dojo.errors import typed
 from dojo.learner.player import Judgement, unknown_line
 
 
@@ -8,7 +8,7 @@ def verdict_line(judgement: Judgement, name: str) -> str:
     """Return one line on a whole run: how many planted bugs are fixed, without naming any."""
     total = len(judgement.planting.bugs)
     bugs = "bug" if total == 1 else "bugs"
-    reveal, hint = command("reveal", name), command("hint", name)
+    reveal, hint = typed("reveal", name), typed("hint", name)
     unknown = unknown_line(name, judgement.planting)
     if unknown:
         return f"{name}: solved. Next: {reveal}" if judgement.solved else unknown

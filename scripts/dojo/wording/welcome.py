@@ -1,6 +1,6 @@
 """What is said of a kata as its round begins, whatever the interface."""
 
-from dojo.errors import command
+from dojo.errors import typed
 from dojo.practice.debrief import HINT_COSTS
 from dojo.practice.session import Round, last_time
 from dojo.wording.quantities import count, minutes
@@ -17,7 +17,7 @@ def welcome_lines(round_: Round) -> list[str]:
         seconds, hints = before
         lines.append(f"Last time: {minutes(seconds)}, {count(hints, 'hint')}.")
     if round_.kept:
-        lines.append(f"Your earlier text is kept: {command('undo', kata.name)}")
+        lines.append(f"Your earlier text is kept: {typed('undo', kata.name)}")
     return lines
 
 

@@ -193,6 +193,27 @@ def test_autograd_through_the_loss(impl):
     assert_matches(actual, expected, "autograd's gradient of this loss, beside that of PyTorch's")
 
 
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+def test_autograd_scales_the_gradient_by_what_comes_from_above(impl, smoothing):
+    logits, targets, _ = batch_with_ignored()
+    logits.requires_grad_()
+    loss = impl.cross_entropy(logits, targets, label_smoothing=smoothing)
+    assert loss.requires_grad, "autograd can not go back through the loss"
+    (grad,) = torch.autograd.grad(-2.5 * loss, logits)
+    expected = -2.5 * exact_gradient(logits, targets, label_smoothing=smoothing)
+    assert_matches(grad, expected, "the gradient of -2.5 times the loss")
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+def test_autograd_finds_zero_if_all_rows_are_ignored(impl, smoothing):
+    logits = torch.randn(3, 5, requires_grad=True)
+    targets = torch.full((3,), -100)
+    loss = impl.cross_entropy(logits, targets, label_smoothing=smoothing)
+    assert loss.requires_grad, "autograd can not go back through the loss of ignored rows alone"
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert_matches(grad, torch.zeros(3, 5), "the gradient of a loss for which no row counts")
+
+
 # The gradient.
 
 

@@ -7,8 +7,10 @@ from dojo.testing import assert_matches, forbid
 # How near to a half a number of steps may be for the brief to let it go to either side: float32
 # arithmetic in three operations on numbers below 256 is wrong by less than 0.00005.
 HAIR = 1e-4
-# Zero points of a, b and c.
+# Zero points of a, b and c, and sizes M, K and N to meet them with: each is 1 once, and the last
+# result has one more row and one more column than the smallest tile.
 ZERO_POINTS = [(0, 0, 0), (5, -7, 3), (-128, 11, -20), (-3, 127, 0)]
+SIZES = [(5, 1, 2), (1, 7, 3), (2, 64, 1), (17, 20, 33)]
 # Where scales are not the point: a step of c is one unit of the integer sum.
 UNIT = {"scale_a": 0.5, "scale_b": 0.25, "scale_c": 0.125}
 
@@ -50,36 +52,35 @@ def check(impl, a, b, zero_points, behaviour):
 
 def layouts(q):
     """Yield codes in memory layouts that break code which assumes a contiguous one."""
-    yield "contiguous", q
     yield "transposed", q.T.contiguous().T
-    wide = codes(q.shape[0], 2 * q.shape[1] + 1)
-    wide[:, 1::2] = q
-    yield "every other column of a wider matrix", wide[:, 1::2]
-    tall = codes(3 * q.shape[0] + 2, q.shape[1])
-    tall[2::3] = q
-    yield "every third row of a taller matrix", tall[2::3]
+    large = codes(3 * q.shape[0] + 2, 2 * q.shape[1] + 1)
+    large[2::3, 1::2] = q
+    yield "every third row and every other column of a larger matrix", large[2::3, 1::2]
     yield "one row, expanded", q[:1].expand_as(q)
     yield "one column, expanded", q[:, :1].expand_as(q)
 
 
-@pytest.mark.parametrize("zero_points", ZERO_POINTS)
-def test_matches_exact_integers(impl, zero_points):
-    # Each of M, K and N is 1 once.
-    for m, k, n in [(1, 7, 3), (5, 1, 2), (17, 64, 1)]:
-        what = f"({m}, {k}) by ({k}, {n}) codes, zero points {zero_points}"
-        check(impl, codes(m, k), codes(k, n), zero_points, what)
+@pytest.mark.parametrize(("zero_points", "size"), list(zip(ZERO_POINTS, SIZES, strict=True)))
+def test_matches_exact_integers(impl, zero_points, size):
+    m, k, n = size
+    what = f"({m}, {k}) by ({k}, {n}) codes, zero points {zero_points}"
+    check(impl, codes(m, k), codes(k, n), zero_points, what)
 
 
 def test_more_rows_and_columns_than_a_tile_has(impl):
-    for m, n in [(145, 37), (3, 330)]:
-        what = f"({m}, 20) by (20, {n}) codes, zero points 9, -4 and 2"
-        check(impl, codes(m, 20), codes(20, n), (9, -4, 2), what)
+    # Tiles both ways, the last of each cut off, and more rows of them than a group of 8. A GPU's
+    # tiles are larger.
+    for m, n in [(130, 60)] if DEVICE == "cpu" else [(145, 37), (3, 330)]:
+        zero_points = (0, 0, 2) if DEVICE == "cpu" else (9, -4, 2)
+        what = f"({m}, 20) by (20, {n}) codes, zero points {zero_points}"
+        check(impl, codes(m, 20), codes(20, n), zero_points, what)
 
 
 def test_any_inner_length(impl):
     # Small codes, so that one product too many or too few is worth some steps of 16. Those of b are
-    # about their zero point, so that long sums stay near zero.
-    for k in (2, 31, 33, 65, 100, 130, 255, 257, 600, 2_050):
+    # about their zero point, so that long sums stay near zero. Lengths are one less and one more
+    # than whole blocks of 256 codes or fewer, and two more than blocks of up to 2,048.
+    for k in (255, 257, 2_050):
         a, b = codes(2, k, lowest=-4, highest=4), codes(k, 3, lowest=-6, highest=2)
         actual = run(impl.int8_matmul, a, b, 0.5, 0.25, 2.0, 3, -2, 1)
         steps = exact_sums(a, b, 3, -2) / 16
@@ -137,14 +138,10 @@ def test_the_work_is_done_by_kernels(impl):
 
 
 def test_uses_each_scale(impl):
-    a, b = int8([[2, 3]]), int8([[4, 1], [6, 2]])  # sums 26 and 8
-    for scales, expected in [
-        ((0.5, 1.0, 1.0), [[13, 4]]),
-        ((1.0, 0.25, 1.0), [[6, 2]]),
-        ((1.0, 1.0, 0.5), [[52, 16]]),
-    ]:
-        actual = run(impl.int8_matmul, a, b, *scales, 0, 0, 0)
-        assert_matches(actual, int8(expected), f"sums of 26 and 8 with scales {scales}")
+    a, b = int8([[24, 32]]), int8([[4, 1], [6, 2]])
+    actual = run(impl.int8_matmul, a, b, 0.25, 2.0, 4.0, 0, 0, 0)
+    what = "sums of 288 and 88 with scales 0.25, 2 and 4, which come to an eighth"
+    assert_matches(actual, int8([[36, 11]]), what)
 
 
 # Sums: how large they may be, and what that asks of the type that holds them.
@@ -170,9 +167,9 @@ def test_of_the_lowest_codes(impl):
 
 
 def test_exact_where_large_sums_cancel(impl):
-    # Halfway the sums stand near 39 million, where a float32 counts in steps of 4; at the end the
+    # Halfway the sums stand near 26 million, where a float32 counts in steps of 2; at the end the
     # second half has taken all of it away, and what is left is the product of the last codes.
-    half, m, n = 3_000, 7, 10
+    half, m, n = 2_000, 7, 10
     a, b = codes(m, half, lowest=100), codes(half, n, lowest=100)
     order = torch.randperm(half, device=DEVICE)
     last_a, last_b = codes(m, 1, lowest=-11, highest=11), codes(1, n, lowest=-11, highest=11)
@@ -180,15 +177,15 @@ def test_exact_where_large_sums_cancel(impl):
     b = torch.cat([b, -b[order], last_b])
     actual = run(impl.int8_matmul, a, b, 0.5, 0.25, 0.25, 0, 0, 0)
     expected = (last_a.double() * last_b / 2).round().to(torch.int8)
-    assert_matches(actual, expected, "sums over 6,001 products that pass 39 million and cancel")
+    assert_matches(actual, expected, "sums over 4,001 products that pass 25 million and cancel")
 
 
 def test_exact_beside_a_half(impl):
-    # Sums of 2 to the 25th and thrice that, one more and one less; a step of c is 2 to the 26th.
-    a = torch.cat([codes(3, 6_144, highest=-128), int8([[1], [0], [-1]])], 1)
-    b = torch.cat([codes(6_144, 2, highest=-128), int8([[1, 1]])])
-    b[2_048:6_144, 0] = 0
-    actual = run(impl.int8_matmul, a, b, 0.5, 0.25, 2.0**23, 0, 0, 0)
+    # Sums of 2 to the 24th and thrice that, one more and one less; a step of c is 2 to the 25th.
+    a = torch.cat([codes(3, 3_072, highest=-128), int8([[1], [0], [-1]])], 1)
+    b = torch.cat([codes(3_072, 2, highest=-128), int8([[1, 1]])])
+    b[1_024:, 0] = int8([0] * 2_048 + [1])
+    actual = run(impl.int8_matmul, a, b, 0.5, 0.25, 2.0**22, 0, 0, 0)
     expected = int8([[1, 2], [0, 2], [0, 1]])
     assert_matches(actual, expected, "sums at 0.5 and 1.5 steps, and one unit above and below")
 
@@ -251,13 +248,11 @@ def test_rounds_halves_to_even(impl):
 
 
 def test_rounds_to_the_nearest(impl):
-    above = int8([[1], [3], [5], [7], [9], [11], [13], [15]])
-    b = int8([[1]])
+    a, b = int8([[1], [3], [5], [7], [9], [11], [13], [15]]), int8([[1, -1]])
     expected = int8([0, 0, 1, 1, 1, 1, 2, 2])[:, None]
-    actual = run(impl.int8_matmul, above, b, 0.5, 0.25, 1.0, 0, 0, 0)
-    assert_matches(actual, expected, "results of 1/8, 3/8 and so on to 15/8")
-    actual = run(impl.int8_matmul, -above, b, 0.5, 0.25, 1.0, 0, 0, 0)
-    assert_matches(actual, -expected, "results of -1/8, -3/8 and so on to -15/8")
+    actual = run(impl.int8_matmul, a, b, 0.5, 0.25, 1.0, 0, 0, 0)
+    what = "results of 1/8, 3/8 and so on to 15/8, and their negatives"
+    assert_matches(actual, torch.cat([expected, -expected], 1), what)
 
 
 def test_saturates(impl):
@@ -270,12 +265,11 @@ def test_saturates(impl):
 def test_saturates_far_values(impl):
     a, b = int8([[100], [-100], [0]]), int8([[2, 3]])
     expected = int8([[127, 127], [-128, -128], [0, 0]])
-    for scale in (1e8, 1e30):
-        for zp_c in (5, -5):
-            actual = run(impl.int8_matmul, a, b, scale, 1.0, 1.0, 0, 0, zp_c)
-            expected[2] = zp_c
-            what = f"results near {200 * scale:g}, their negatives and 0, zero point {zp_c} for c"
-            assert_matches(actual, expected, what)
+    for scale, zp_c in [(1e8, 5), (1e30, -5)]:
+        actual = run(impl.int8_matmul, a, b, scale, 1.0, 1.0, 0, 0, zp_c)
+        expected[2] = zp_c
+        what = f"results near {200 * scale:g}, their negatives and 0, zero point {zp_c} for c"
+        assert_matches(actual, expected, what)
 
 
 def test_zero_point_of_c_brings_results_back_into_range(impl):

@@ -5,33 +5,35 @@ import torch.nn.functional as F
 from dojo.kernels import DEVICE, guarded, run, speed
 from dojo.testing import assert_matches, forbid, layouts
 
-# (x, weight, stride, padding, dilation). Axes of a case differ in size, and so do its options, so
-# that a swapped one cannot hide; where an option is at its default, so are others.
+HALF, SINGLE = torch.float16, torch.float32
+
+# (dtype, x, weight, stride, padding, dilation). Axes of a case differ in size, and so do its
+# options, so that a swapped one cannot hide; where an option is at its default, so are others.
 CASES = [
-    pytest.param((2, 3, 11), (5, 3, 4), 1, 0, 1, id="plain"),
-    pytest.param((2, 5, 37), (7, 5, 4), 3, 6, 8, id="all-three"),
-    pytest.param((4, 2, 33), (3, 2, 5), 6, 1, 7, id="all-three-again"),
-    pytest.param((1, 1, 1), (1, 1, 1), 1, 0, 1, id="one-of-everything"),
-    pytest.param((5, 3, 1), (2, 3, 4), 1, 10, 6, id="input-of-one"),
-    pytest.param((3, 2, 41), (4, 2, 5), 7, 6, 1, id="gaps-between-windows"),
-    pytest.param((3, 4, 13), (2, 4, 5), 7, 0, 3, id="one-window"),
-    pytest.param((23, 2, 5), (3, 2, 4), 1, 0, 1, id="many-short-signals"),
-    pytest.param((2, 1, 53), (3, 1, 31), 5, 4, 1, id="long-kernel"),
+    pytest.param(SINGLE, (2, 3, 11), (5, 3, 4), 1, 0, 1, id="plain"),
+    pytest.param(HALF, (2, 5, 37), (7, 5, 4), 3, 6, 8, id="all-three"),
+    pytest.param(SINGLE, (4, 2, 33), (3, 2, 5), 6, 1, 7, id="all-three-again"),
+    pytest.param(HALF, (1, 1, 1), (1, 1, 1), 1, 0, 1, id="one-of-everything"),
+    pytest.param(SINGLE, (5, 3, 1), (2, 3, 4), 1, 10, 6, id="input-of-one"),
+    pytest.param(HALF, (3, 2, 41), (4, 2, 5), 7, 6, 1, id="gaps-between-windows"),
+    pytest.param(SINGLE, (3, 4, 13), (2, 4, 5), 7, 0, 3, id="one-window"),
+    pytest.param(HALF, (23, 2, 5), (3, 2, 4), 1, 0, 1, id="many-short-signals"),
+    pytest.param(SINGLE, (2, 1, 40), (3, 1, 17), 5, 4, 1, id="long-kernel"),
     # All blocks are full; and just over a power of two, of positions, of filters and of channels.
-    pytest.param((1, 16, 64), (32, 16, 1), 1, 0, 1, id="powers-of-two"),
-    pytest.param((2, 1, 70), (3, 1, 4), 1, 5, 6, id="positions-past-128"),
-    pytest.param((1, 2, 8), (131, 2, 3), 1, 5, 6, id="filters-past-128"),
-    pytest.param((1, 67, 19), (3, 67, 2), 1, 4, 6, id="channels-past-64"),
-    # Many tiles: of positions and of filters, and of positions alone.
-    pytest.param((2, 1, 83), (260, 1, 3), 1, 5, 6, id="positions-and-filters"),
-    pytest.param((2, 1, 700), (3, 1, 1), 1, 4, 6, id="many-positions"),
+    pytest.param(SINGLE, (1, 16, 64), (32, 16, 1), 1, 0, 1, id="powers-of-two"),
+    pytest.param(HALF, (2, 1, 74), (3, 1, 4), 1, 5, 6, id="positions-past-128"),
+    pytest.param(SINGLE, (1, 2, 8), (131, 2, 3), 1, 5, 6, id="filters-past-128"),
+    pytest.param(HALF, (1, 67, 19), (3, 67, 2), 1, 4, 6, id="channels-past-64"),
+    # Several tiles: of positions and of filters, and of positions alone.
+    pytest.param(SINGLE, (2, 1, 67), (200, 1, 3), 1, 5, 6, id="positions-and-filters"),
+    pytest.param(HALF, (2, 1, 150), (3, 1, 1), 1, 4, 6, id="many-positions"),
 ]
 # A float32 sum of 200 products that comes to about one is off by less than 5e-6, in any order.
 # A float16 result is rounded to steps of 1e-3 of its size at most: two of them, and near zero what
 # tensor cores leave, which cut off float32 sums where others round them.
 TOLERANCES = {
-    torch.float32: {"rtol": 1e-5, "atol": 1e-5},
-    torch.float16: {"rtol": 2e-3, "atol": 5e-5},
+    SINGLE: {"rtol": 1e-5, "atol": 1e-5},
+    HALF: {"rtol": 2e-3, "atol": 5e-5},
 }
 DTYPES = list(TOLERANCES)
 BANNED = [
@@ -125,30 +127,41 @@ def test_an_impulse_reads_out_the_weight(impl):
 
 
 def test_signals_of_a_batch_are_apart(impl):
-    for n, length in [(9, 5), (37, 3), (3, 70)]:
+    for n, length in [(37, 3), (3, 30)]:
         x, weight = signals(n, 1, length), filters(4, 1, 2)
         check(impl, x, weight, (1, 0, 1), f"a batch of {n} signals of {length} positions")
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3, 5])
-def test_there_is_an_output_for_every_place_of_the_kernel(impl, stride):
-    for length, kernel, padding, dilation in [(12, 3, 0, 1), (13, 4, 1, 2), (17, 1, 4, 7)]:
-        last = length + 2 * padding - 1
-        starts = range(0, last + 1, stride)
-        places = sum(start + dilation * (kernel - 1) <= last for start in starts)
-        x, weight = signals(2, 1, length), filters(6, 1, kernel)
-        actual = tuple(run(impl.conv1d, x, weight, stride, padding, dilation).shape)
-        assert actual == (2, 6, places), (
-            f"{text(x, weight, (stride, padding, dilation))}: the shape is {actual}; "
-            f"the kernel fits at {places} places"
-        )
+@pytest.mark.parametrize(
+    ("stride", "length", "kernel", "padding", "dilation"),
+    [
+        (1, 17, 1, 4, 7),
+        # What is left over behind the last place: none, one less than a stride, and less.
+        (3, 12, 3, 0, 1),
+        (3, 13, 4, 1, 2),
+        (5, 13, 4, 1, 2),
+    ],
+)
+def test_there_is_an_output_for_every_place_of_the_kernel(
+    impl, stride, length, kernel, padding, dilation
+):
+    last = length + 2 * padding - 1
+    starts = range(0, last + 1, stride)
+    places = sum(start + dilation * (kernel - 1) <= last for start in starts)
+    x, weight = signals(2, 1, length), filters(6, 1, kernel)
+    actual = tuple(run(impl.conv1d, x, weight, stride, padding, dilation).shape)
+    assert actual == (2, 6, places), (
+        f"{text(x, weight, (stride, padding, dilation))}: the shape is {actual}; "
+        f"the kernel fits at {places} places"
+    )
 
 
 # Everything at once
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("x_shape", "weight_shape", "stride", "padding", "dilation"), CASES)
+@pytest.mark.parametrize(
+    ("dtype", "x_shape", "weight_shape", "stride", "padding", "dilation"), CASES
+)
 def test_matches_torch(impl, dtype, x_shape, weight_shape, stride, padding, dilation):
     x, weight = signals(*x_shape, dtype=dtype), filters(*weight_shape, dtype=dtype)
     options = (stride, padding, dilation)
@@ -157,7 +170,7 @@ def test_matches_torch(impl, dtype, x_shape, weight_shape, stride, padding, dila
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_matches_torch_on_random_sizes(impl, dtype):
-    for _ in range(5):
+    for _ in range(3):
         # All different; the length is one for which the kernel fits.
         n, c, o, k, *options = (1 + torch.randperm(7)).tolist()
         _, padding, dilation = options
@@ -175,44 +188,45 @@ def test_defaults_and_keywords(impl):
     assert_matches(actual, expected, "conv1d with stride=7, padding=6, dilation=2")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_x_in_any_memory_layout(impl, dtype):
-    x, weight = signals(3, 5, 23, dtype=dtype), filters(1, 5, 2, dtype=dtype)
+def test_x_in_any_memory_layout(impl):
+    x, weight = signals(3, 5, 23), filters(1, 5, 2)
     options = (7, 6, 8)
     expected = exact(x, weight, *options)
-
-    def in_layout(layout, same):
-        actual = run(impl.conv1d, same, weight, *options)
-        behaviour = f"conv1d of a (3, 5, 23) x that is {layout}, {dtype}"
-        assert_matches(actual, expected, behaviour, **TOLERANCES[dtype])
-
-    for layout, same in layouts(x):
-        in_layout(layout, same)
-    in_layout("channels last", x.transpose(1, 2).contiguous().transpose(1, 2))
-    wide = torch.full((3, 11, 23), torch.nan, dtype=dtype, device=DEVICE)
+    wide = torch.full((3, 11, 23), torch.nan, device=DEVICE)
     wide[:, 1::2] = x
-    in_layout("every other channel of a wider one", wide[:, 1::2])
+    for layout, same in [
+        *list(layouts(x))[1:],
+        ("channels last", x.transpose(1, 2).contiguous().transpose(1, 2)),
+        ("every other channel of a wider one", wide[:, 1::2]),
+    ]:
+        actual = run(impl.conv1d, same, weight, *options)
+        behaviour = f"conv1d of a (3, 5, 23) x that is {layout}"
+        assert_matches(actual, expected, behaviour, **TOLERANCES[SINGLE])
+
+
+def test_expanded_x(impl):
+    x, weight = signals(3, 5, 23, dtype=HALF), filters(1, 5, 2, dtype=HALF)
     for layout, same in [
         ("one channel expanded to five", x[:, 1:2].expand(3, 5, 23)),
         ("one signal expanded to three", x[1:2].expand(3, 5, 23)),
         ("one position expanded to 23", x[:, :, :1].expand(3, 5, 23)),
     ]:
-        check(impl, same, weight, options, f"conv1d of an x that is {layout}, {dtype}")
+        check(impl, same, weight, (7, 6, 8), f"conv1d of an x that is {layout}, {HALF}")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_weight_in_any_memory_layout(impl, dtype):
-    x, weight = signals(1, 5, 23, dtype=dtype), filters(3, 5, 2, dtype=dtype)
+def test_weight_in_any_memory_layout(impl):
+    x, weight = signals(1, 5, 23), filters(3, 5, 2)
     expected = exact(x, weight, 6, 7, 8)
-    for layout, same in layouts(weight):
+    for layout, same in list(layouts(weight))[1:]:
         actual = run(impl.conv1d, x, same, 6, 7, 8)
-        behaviour = f"conv1d with a (3, 5, 2) weight that is {layout}, {dtype}"
-        assert_matches(actual, expected, behaviour, **TOLERANCES[dtype])
+        behaviour = f"conv1d with a (3, 5, 2) weight that is {layout}"
+        assert_matches(actual, expected, behaviour, **TOLERANCES[SINGLE])
+    x, weight = x.half(), weight.half()
     for layout, same in [
         ("one filter expanded to three", weight[:1].expand(3, 5, 2)),
         ("one tap expanded to two", weight[:, :, :1].expand(3, 5, 2)),
     ]:
-        check(impl, x, same, (6, 7, 8), f"conv1d with a weight that is {layout}, {dtype}")
+        check(impl, x, same, (6, 7, 8), f"conv1d with a weight that is {layout}, {HALF}")
 
 
 # Edges
@@ -224,8 +238,7 @@ def test_an_empty_batch_gives_an_empty_output(impl, dtype):
     check(impl, x, weight, (2, 1, 6), "conv1d of an empty batch (0, 3, 17)")
 
 
-@pytest.mark.parametrize("n", [2, 0])
-@pytest.mark.parametrize("stride", [1, 3, 40])
+@pytest.mark.parametrize(("n", "stride"), [(2, 1), (2, 40), (0, 3)])
 def test_a_kernel_that_does_not_fit_is_refused(impl, n, stride):
     # It spans 31 positions of an input that is 27 long, or 29 or 31 with its padding.
     for padding in (0, 1):
@@ -235,24 +248,23 @@ def test_a_kernel_that_does_not_fit_is_refused(impl, n, stride):
     check(impl, x, weight, (stride, 2, 3), "a kernel that just fits into the padded input")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_float_sums_hold_small_terms_beside_large(impl, dtype):
+def test_float_sums_hold_small_terms_beside_large(impl):
     # In float16, 2048 + 1 is 2048, and 300 times 300 is infinite.
-    weight = torch.zeros(1, 131, 1, dtype=dtype, device=DEVICE)
+    weight = torch.zeros(1, 131, 1, dtype=HALF, device=DEVICE)
     weight[0, 0], weight[0, 1], weight[0, -1] = 2048, 1, -2048
-    x = torch.ones(1, 131, 5, dtype=dtype, device=DEVICE)
-    behaviour = f"the sum of 2048, 1, ... and -2048 over 131 channels, {dtype}"
+    x = torch.ones(1, 131, 5, dtype=HALF, device=DEVICE)
+    behaviour = "the float16 sum of 2048, 1, ... and -2048 over 131 channels"
     assert_matches(run(impl.conv1d, x, weight), torch.ones_like(x[:, :1]), behaviour)
 
-    weight = tensor([[[2048, 1, 1, -2048]]], dtype)
+    weight = tensor([[[2048, 1, 1, -2048]]], HALF)
     actual = run(impl.conv1d, x[:, :1], weight)
     expected = torch.full_like(actual, 2)
-    assert_matches(actual, expected, f"the sum of 2048, 1, 1 and -2048 over four taps, {dtype}")
+    assert_matches(actual, expected, "the float16 sum of 2048, 1, 1 and -2048 over four taps")
 
     x = torch.full_like(x[:, :1], 300)
-    actual = run(impl.conv1d, x, tensor([[[300, 1, -300]]], dtype))
+    actual = run(impl.conv1d, x, tensor([[[300, 1, -300]]], HALF))
     expected = torch.full_like(actual, 300)
-    assert_matches(actual, expected, f"the sum of 90,000, 300 and -90,000 over taps, {dtype}")
+    assert_matches(actual, expected, "the float16 sum of 90,000, 300 and -90,000 over taps")
 
 
 def test_float16_results_beyond_its_range_are_infinite(impl):
@@ -261,14 +273,13 @@ def test_float16_results_beyond_its_range_are_infinite(impl):
     assert_matches(run(impl.conv1d, x, weight), expected, "75,000, -75,000 and 750 in float16")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_stays_within_its_windows(impl, dtype):
-    x, weight = signals(3, 5, 29, dtype=dtype), filters(2, 5, 4, dtype=dtype)
+def test_nan_stays_within_its_windows(impl):
+    x, weight = signals(3, 5, 29), filters(2, 5, 4)
     x[1, 0, 0] = x[1, 4, 28] = x[0, 2, 13] = torch.nan
     x[2, 3, 20] = torch.inf
     options = (3, 6, 2)
     check(impl, x, weight, options, f"{text(x, weight, options)}, NaN and inf in x")
-    x, weight = signals(2, 5, 29, dtype=dtype), filters(3, 5, 4, dtype=dtype)
+    x, weight = signals(2, 5, 29, dtype=HALF), filters(3, 5, 4, dtype=HALF)
     weight[1, 4, 3] = torch.nan
     check(impl, x, weight, (3, 0, 2), f"{text(x, weight, (3, 0, 2))}, NaN in filter 1")
 
@@ -278,9 +289,9 @@ def test_a_second_call_is_like_the_first(impl):
     with guarded() as memory:
         x, weight = memory.place(x, "x"), memory.place(weight, "weight")
         first = impl.conv1d(x, weight, 1, 2, 6).clone()
-        longer = impl.conv1d(memory.place(signals(7, 3, 40)), weight, 2, 1, 6)
+        longer = impl.conv1d(memory.place(signals(3, 3, 40)), weight, 2, 1, 6)
         second = impl.conv1d(x, weight, 1, 2, 6)
-    assert tuple(longer.shape) == (7, 5, 12), f"the shape is {tuple(longer.shape)}"
+    assert tuple(longer.shape) == (3, 5, 12), f"the shape is {tuple(longer.shape)}"
     assert_matches(second, first, "conv1d called again with the same arguments", rtol=0, atol=0)
 
 

@@ -31,21 +31,30 @@ def check(impl, x, behaviour):
 # Rows of a few thousand scores at most. No two axes are equal.
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_widths_of_a_power_of_two(impl, dtype):
-    for shape in [(6, 8), (3, 16), (7, 128), (5, 1024)]:
+@pytest.mark.parametrize(
+    ("dtype", "shapes"),
+    [(torch.float32, [(6, 8), (3, 1024)]), (torch.float16, [(3, 16), (7, 128)])],
+)
+def test_widths_of_a_power_of_two(impl, dtype, shapes):
+    for shape in shapes:
         check(impl, scores(*shape, dtype=dtype), "rows as wide as a power of two")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_odd_widths(impl, dtype):
-    for shape in [(4, 7), (3, 100), (5, 781), (2, 3001)]:
+@pytest.mark.parametrize(
+    ("dtype", "shapes"),
+    [(torch.float32, [(4, 7), (2, 3001)]), (torch.float16, [(2, 100), (3, 781)])],
+)
+def test_odd_widths(impl, dtype, shapes):
+    for shape in shapes:
         check(impl, scores(*shape, dtype=dtype), "rows of an odd width")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_widths_just_over_a_power_of_two(impl, dtype):
-    for shape in [(4, 3), (3, 17), (4, 129), (2, 4097)]:
+@pytest.mark.parametrize(
+    ("dtype", "shapes"),
+    [(torch.float32, [(3, 17), (2, 4097)]), (torch.float16, [(4, 3), (5, 129)])],
+)
+def test_widths_just_over_a_power_of_two(impl, dtype, shapes):
+    for shape in shapes:
         check(impl, scores(*shape, dtype=dtype), "rows one wider than a power of two")
 
 
@@ -55,8 +64,7 @@ def test_one_row_or_one_column(impl):
 
 
 def test_many_rows(impl):
-    for shape in [(131, 6), (70, 20)]:
-        check(impl, scores(*shape), "many rows")
+    check(impl, scores(200, 6), "many rows")
 
 
 def test_empty(impl):
@@ -76,7 +84,7 @@ def test_rows_apart_in_memory(impl):
 
 
 def test_any_memory_layout(impl):
-    for layout, x in layouts(scores(5, 23, dtype=torch.float16)):
+    for layout, x in list(layouts(scores(5, 23, dtype=torch.float16)))[1:]:
         check(impl, x, f"a tensor that is {layout}")
     check(impl, scores(19).expand(6, 19), "one row expanded to six")
     check(impl, scores(6, 1).expand(6, 19), "one column expanded to nineteen")
@@ -90,7 +98,7 @@ def test_large_scores(impl):
 
 def test_scores_far_below_zero(impl):
     check(impl, scores(4, 7) - 1e4, "scores near -10,000")
-    check(impl, scores(3, 2001) - 1e6, "scores near -1,000,000")
+    check(impl, scores(1, 2001) - 1e6, "scores near -1,000,000")
     lowest = torch.finfo(torch.float32).min
     check(impl, torch.full((3, 5), lowest, device=DEVICE), "the lowest scores there are")
 
@@ -108,27 +116,29 @@ def test_scores_far_apart_in_a_row(impl):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_minus_infinity_gets_probability_zero(impl, dtype):
-    x = scores(5, 23, dtype=dtype)
-    x[0, :9] = x[1, 9:] = x[2, ::2] = x[3, :-1] = x[4, 11] = -INF
-    check(impl, x, "rows with some scores of -inf")
-    x[1] = x[3] = -INF
-    check(impl, x, "rows of nothing but -inf between others")
+    x = scores(7, 23, dtype=dtype)
+    x[0, :9] = x[1, 9:] = x[2, ::2] = x[4, :-1] = x[6, 11] = -INF
+    x[3] = x[5] = -INF
+    check(impl, x, "rows with some scores of -inf, and of nothing else between them")
 
 
 def test_nan_and_infinity(impl):
-    for width in [7, 16_384, 20_001]:
-        x = scores(3, width)
+    for rows, width in [(3, 7), (2, 16_384), (2, 20_001)]:
+        x = scores(rows, width)
         x[0, -1] = float("nan")
-        x[2, 3] = INF
-        check(impl, x, "a row that ends with NaN, one of numbers, and one with +inf in it")
+        x[-1, 3] = INF
+        check(impl, x, "a row that ends with NaN, and last one with +inf in it")
 
 
 # Rows wider than a block.
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_wide_rows(impl, dtype):
-    for shape in [(3, 16_385), (2, 32_768), (1, 65_001)]:
+@pytest.mark.parametrize(
+    ("dtype", "shapes"),
+    [(torch.float32, [(2, 16_385), (1, 65_001)]), (torch.float16, [(2, 32_768)])],
+)
+def test_wide_rows(impl, dtype, shapes):
+    for shape in shapes:
         check(impl, scores(*shape, dtype=dtype), "wide rows")
 
 
@@ -138,65 +148,61 @@ def test_a_row_of_more_than_a_million(impl):
 
 
 def test_wide_rows_whose_scores_rise(impl):
-    for shape in [(3, 17_001), (1, 65_001)]:
-        trend = torch.linspace(-20, 20, shape[1], device=DEVICE)
-        check(impl, scores(*shape) + trend, "wide rows whose scores rise from end to end")
+    trend = torch.linspace(-20, 20, 50_001, device=DEVICE)
+    check(impl, scores(1, 50_001) + trend, "a wide row whose scores rise from end to end")
 
 
 def test_wide_rows_whose_scores_fall(impl):
     trend = torch.linspace(20, -20, 31_000, device=DEVICE)
-    check(impl, scores(2, 31_000) + trend, "wide rows whose scores fall from end to end")
+    check(impl, scores(1, 31_000) + trend, "a wide row whose scores fall from end to end")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_wide_rows_of_equal_scores(impl, dtype):
-    x = torch.tensor([[0.0], [-7.0], [300.0]], dtype=dtype, device=DEVICE)
-    check(impl, x.repeat(1, 20_011), "wide rows of equal scores")
-    check(impl, x[:1].repeat(1, 65_000), "a wide row of equal scores")
+    x = torch.tensor([[-7.0], [300.0]], dtype=dtype, device=DEVICE)
+    x = x.repeat(1, 20_011) if dtype == torch.float32 else x[:1].repeat(1, 65_000)
+    check(impl, x, "wide rows of equal scores")
 
 
 def test_wide_rows_in_any_memory_layout(impl):
-    check(impl, scores(17_001, 3).T, "wide rows that are transposed")
     check(impl, scores(16_400, 3)[:, :2].T, "wide rows that are transposed, two of three")
-    check(impl, scores(1, 60_000)[:, 1::3], "a wide row that is every third of a wider one")
     check(impl, scores(3, 20_000)[::2, 500:18_001], "every other row, columns 500 to 18,000")
-    check(impl, scores(17_001).expand(3, 17_001), "one wide row expanded to three")
+    check(impl, scores(17_001).expand(2, 17_001), "one wide row expanded to two")
 
 
 def test_wide_rows_far_apart(impl):
-    check(impl, scores(2, 30_001) + 1e6, "wide rows with scores near 1,000,000")
-    levels = torch.tensor([[-1e4], [1e4], [0.0]], device=DEVICE)
-    check(impl, scores(3, 20_011) + levels, "wide rows at -10,000, 10,000 and 0")
+    check(impl, scores(1, 30_001) + 1e6, "a wide row with scores near 1,000,000")
+    levels = torch.tensor([[-1e4], [1e4]], device=DEVICE)
+    check(impl, scores(2, 20_011) + levels, "wide rows at -10,000 and 10,000")
 
 
 def test_wide_rows_far_below_zero(impl):
-    check(impl, scores(2, 30_001) - 1e6, "wide rows with scores near -1,000,000")
-    check(impl, scores(2, 30_001) * 1e30 - 1e34, "wide rows with scores near -1e34")
+    check(impl, scores(1, 30_001) - 1e6, "a wide row with scores near -1,000,000")
+    check(impl, scores(1, 30_001) * 1e30 - 1e34, "a wide row with scores near -1e34")
     lowest = torch.finfo(torch.float32).min
-    check(impl, torch.full((2, 20_000), lowest, device=DEVICE), "the lowest scores there are")
+    check(impl, torch.full((1, 20_000), lowest, device=DEVICE), "the lowest scores there are")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_wide_rows_that_begin_with_minus_infinity(impl, dtype):
-    x = scores(3, 20_000, dtype=dtype)
-    x[0, :17_000] = x[1, :-1] = x[2, :19_000] = -INF
-    check(impl, x, "wide rows whose first 17,000 scores or more are -inf")
-    x = scores(1, 60_000, dtype=dtype)
-    x[:, :50_000] = -INF
-    check(impl, x, "a wide row whose first 50,000 scores are -inf")
+    if dtype == torch.float32:
+        x = scores(2, 20_000, dtype=dtype)
+        x[0, :17_000] = x[1, :-1] = -INF
+        check(impl, x, "wide rows whose first 17,000 scores or more are -inf")
+    else:
+        x = scores(1, 60_000, dtype=dtype)
+        x[:, :50_000] = -INF
+        check(impl, x, "a wide row whose first 50,000 scores are -inf")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_minus_infinity_in_wide_rows(impl, dtype):
-    x = scores(3, 20_000, dtype=dtype)
-    x[0, 1:] = x[1, ::2] = x[2, 10_000:19_990] = -INF
-    check(impl, x, "wide rows with some scores of -inf")
-    x[0] = x[2] = -INF
-    check(impl, x, "wide rows of nothing but -inf on both sides of one with scores")
+def test_minus_infinity_in_wide_rows(impl):
+    x = scores(4, 20_000)
+    x[0, 1:] = x[1] = x[2, ::2] = x[3, 10_000:19_990] = -INF
+    check(impl, x, "wide rows with some scores of -inf, and one of nothing else")
 
 
 def test_torch_does_not_do_the_arithmetic(impl):
-    for shape in [(4, 7), (2, 20_000)]:
+    for shape in [(4, 7), (1, 20_000)]:
         with guarded() as memory:
             x = memory.place(scores(*shape))
             with forbid("softmax", "log_softmax", "logsumexp", "exp", "exp2", "sum", "max", "amax"):

@@ -6,19 +6,11 @@ from dojo.kernels import DEVICE, run, speed
 from dojo.testing import assert_matches, forbid, gradients, layouts
 
 # No two axes of a shape are equal, so that a swapped axis cannot hide. Widths are one, powers of
-# two and what lies beside them; 70 narrow rows are more than a tile of them, 9 and 5 less.
-SHAPES = [
-    (7,),
-    (1,),
-    (9, 1),
-    (6, 2),
-    (70, 3),
-    (5, 16),
-    (4, 17),
-    (2, 3, 33),
-    (3, 2, 4, 7),
-    (2, 1025),
-]
+# two and what lies beside them; 70 narrow rows are more than a tile of them, 9 and 5 less. 1,025
+# features are one block and 130 more than a block of those that are summed down the rows. float16
+# takes every other shape.
+SHAPES = [(7,), (1,), (70, 3), (9, 1), (4, 17), (5, 16), (2, 1025), (3, 2, 4, 7)]
+GRADIENT_SHAPES = [(70, 3), (1,), (3, 130), (9, 1), (3, 2, 4, 7), (5, 16)]
 # Results are a few roundings away from exact where numbers are about ten. Those in float16 are
 # rounded once more, by one unit in the last place (2 to the -10th) at most; two are allowed.
 TOLERANCES = {
@@ -46,6 +38,10 @@ def rows(*shape, dtype=torch.float32):
     weight = (1.5 + torch.rand(d)) * (-1.0) ** torch.arange(d)
     tensors = x, weight, 1 + torch.rand(d), torch.randn(shape)
     return tuple(tensor.to(DEVICE, dtype) for tensor in tensors)
+
+
+def some(shapes, dtype):
+    return shapes[:: 1 if dtype == torch.float32 else 2]
 
 
 def output(x, weight, bias, eps=1e-5):
@@ -79,7 +75,7 @@ def assert_gradients(actual, grad_out, x, weight, eps, behaviour, names=NAMES):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layernorm_matches_torch(impl, dtype):
-    for shape in SHAPES:
+    for shape in some(SHAPES, dtype):
         x, weight, bias, _ = rows(*shape, dtype=dtype)
         with forbid(*BANNED):
             actual = run(impl.layernorm, x, weight, bias, EPS)
@@ -87,15 +83,15 @@ def test_layernorm_matches_torch(impl, dtype):
         assert_matches(actual, output(x, weight, bias, EPS), behaviour, **TOLERANCES[dtype])
 
 
-@pytest.mark.parametrize("width", [4096, 4097, 10_000])
-def test_layernorm_of_wide_rows(impl, width):
-    x, weight, bias, _ = rows(3, width)
+@pytest.mark.parametrize(("n", "width"), [(1, 4096), (2, 4097), (1, 10_000)])
+def test_layernorm_of_wide_rows(impl, n, width):
+    x, weight, bias, _ = rows(n, width)
     actual = run(impl.layernorm, x, weight, bias, EPS)
-    behaviour = f"layernorm of 3 rows of {width} features"
+    behaviour = f"layernorm of x of shape {(n, width)}"
     assert_matches(actual, output(x, weight, bias, EPS), behaviour, **TOLERANCES[x.dtype])
 
 
-@pytest.mark.parametrize("width", [3, 19, 100])
+@pytest.mark.parametrize("width", [3, 100])
 def test_rows_get_mean_zero(impl, width):
     x, weight, bias, _ = rows(5, width)
     out = run(impl.layernorm, x, torch.ones_like(weight), torch.zeros_like(bias), TINY)
@@ -103,7 +99,7 @@ def test_rows_get_mean_zero(impl, width):
     assert_matches(out.mean(1), torch.zeros(5, device=DEVICE), behaviour, atol=1e-4)
 
 
-@pytest.mark.parametrize("width", [3, 19, 100])
+@pytest.mark.parametrize("width", [3, 100])
 def test_rows_get_variance_one(impl, width):
     x, weight, bias, _ = rows(5, width)
     out = run(impl.layernorm, x, torch.ones_like(weight), torch.zeros_like(bias), TINY)
@@ -127,8 +123,8 @@ def test_worked_example(impl):
     assert_matches(dx, torch.tensor([5 / 6, -5 / 6]), "dx of 1 and 5")
 
 
-@pytest.mark.parametrize("eps", [1e-3, 5.0])
-def test_eps_counts_beside_the_variance(impl, eps):
+def test_eps_counts_beside_the_variance(impl):
+    eps = 5.0
     x, weight, bias, grad_out = rows(6, 5)
     actual = run(impl.layernorm, x, weight, bias, eps=eps)
     assert_matches(actual, output(x, weight, bias, eps), f"layernorm with eps={eps}")
@@ -211,7 +207,7 @@ def test_rows_do_not_mix(impl):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradients_match_autograd(impl, dtype):
-    for shape in SHAPES:
+    for shape in some(GRADIENT_SHAPES, dtype):
         x, weight, _, grad_out = rows(*shape, dtype=dtype)
         with forbid(*BANNED):
             actual = run(impl.layernorm_backward, grad_out, x, weight, EPS)
@@ -251,7 +247,7 @@ def test_sums_down_float16_columns_are_kept_in_float32(impl):
     # Half of the rows hold gradients of up to 16,384 that cancel in pairs, far apart and in any
     # order; the others hold integers from -8 to 8. Every sum of them is exact in float32, while
     # a float16 near 10,000 counts in steps of 8.
-    pairs, width = 48, 100
+    pairs, width = 11, 100
     x, weight, _, _ = rows(pairs, width, dtype=torch.float16)
     large = 4096 * torch.randint(1, 5, (pairs, 1)) * (torch.randint(0, 2, (pairs, width)) * 2 - 1)
     small = torch.randint(-8, 9, (pairs, width))
@@ -271,12 +267,15 @@ def test_sums_down_float16_columns_are_kept_in_float32(impl):
 
 
 def all_layouts(x):
-    """Return the layouts of x, and others that repeat its first row or its first element."""
+    """Return what layouts x may have, and others that repeat its first row or first element.
+
+    That x is contiguous is for the other tests.
+    """
     every_other_row = torch.full((2 * x.shape[0], *x.shape[1:]), torch.nan).to(x)[::2]
     every_other_row.copy_(x)
     first_row = x[(slice(0, 1),) * (x.ndim - 1)]
     return [
-        *((layout, strided.to(x)) for layout, strided in layouts(x)),
+        *((layout, strided.to(x)) for layout, strided in layouts(x) if layout != "contiguous"),
         ("every other row of a longer tensor", every_other_row),
         ("expanded from one row", first_row.expand(x.shape)),
         ("expanded from one element", first_row[..., :1].expand(x.shape)),
@@ -291,11 +290,11 @@ def test_layernorm_takes_any_memory_layout(impl, shape):
         expected = output(strided, weight, bias, EPS)
         behaviour = f"layernorm of an x of shape {shape} that is {layout}"
         assert_matches(actual, expected, behaviour, **TOLERANCES[x.dtype])
-    for (layout, strided), (_, other) in zip(layouts(weight), layouts(bias), strict=True):
-        actual = run(impl.layernorm, x, strided, other, EPS)
-        expected = output(x, weight, bias, EPS)
-        behaviour = f"layernorm with weight and bias that are {layout}"
-        assert_matches(actual, expected, behaviour, **TOLERANCES[x.dtype])
+    (layout, strided), (_, other) = (list(layouts(t))[-1] for t in (weight, bias))
+    actual = run(impl.layernorm, x, strided, other, EPS)
+    expected = output(x, weight, bias, EPS)
+    behaviour = f"layernorm with weight and bias that are {layout}"
+    assert_matches(actual, expected, behaviour, **TOLERANCES[x.dtype])
 
 
 def test_backward_takes_any_layout_of_x(impl):
@@ -303,9 +302,9 @@ def test_backward_takes_any_layout_of_x(impl):
     for layout, strided in all_layouts(x):
         actual = run(impl.layernorm_backward, grad_out, strided, weight, EPS)
         assert_gradients(actual, grad_out, strided, weight, EPS, f"an x that is {layout}")
-    for layout, strided in layouts(weight):
-        actual = run(impl.layernorm_backward, grad_out, x, strided, EPS)
-        assert_gradients(actual, grad_out, x, weight, EPS, f"a weight that is {layout}")
+    layout, strided = list(layouts(weight))[-1]
+    actual = run(impl.layernorm_backward, grad_out, x, strided, EPS)
+    assert_gradients(actual, grad_out, x, weight, EPS, f"a weight that is {layout}")
 
 
 def test_backward_takes_any_layout_of_the_upstream_gradient(impl):

@@ -20,7 +20,6 @@ SHAPES = [
     (1, 1, 4, 1, 3),
     (1, 1, 1, 1, 1),
 ]
-SHAPES_AND_DTYPES = [(SHAPES, torch.float32), (SHAPES[1:], torch.float16)]
 BANNED = ["scaled_dot_product_attention", "softmax", "matmul", "bmm", "einsum", "exp", "exp2"]
 
 
@@ -71,7 +70,9 @@ def assert_attention(actual, q, k, v, behaviour, causal=False, tolerance=None):
 # All keys
 
 
-@pytest.mark.parametrize(("shapes", "dtype"), SHAPES_AND_DTYPES)
+@pytest.mark.parametrize(
+    ("shapes", "dtype"), [(SHAPES, torch.float32), (SHAPES[1::2], torch.float16)]
+)
 def test_matches_the_formula(impl, shapes, dtype):
     for shape in shapes:
         check(impl, *inputs(*shape, dtype=dtype), "random inputs")
@@ -79,13 +80,14 @@ def test_matches_the_formula(impl, shapes, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_more_keys_than_a_block(impl, dtype):
-    for shape in [(1, 2, 3, 64, 8), (1, 1, 5, 259, 20)]:
+    for shape in [(1, 1, 3, 64, 8), (1, 1, 5, 131, 20)]:
         check(impl, *inputs(*shape, dtype=dtype), "many keys")
 
 
 def test_more_queries_than_a_tile(impl):
-    # The last has a size whose block is larger than the smallest tile.
-    for shape in [(1, 1, 131, 3, 5), (1, 2, 17, 40, 16), (1, 2, 70, 21, 24)]:
+    # The last has a size whose block is larger than the smallest tile. Tiles are larger on a GPU.
+    many, some = (131, 70) if DEVICE == "cuda" else (48, 35)
+    for shape in [(1, 1, many, 3, 5), (1, 2, 17, 40, 16), (1, 1, some, 21, 24)]:
         check(impl, *inputs(*shape), "many queries")
 
 
@@ -93,10 +95,9 @@ def test_more_queries_than_a_tile(impl):
 @pytest.mark.parametrize(
     ("sizes", "dtype"),
     [
-        ([1, 2, 3, 16, 17], torch.float32),
-        ([33, 64, 80], torch.float32),
+        ([2, 17, 64], torch.float32),
         ([129, 256], torch.float32),
-        ([1, 31, 80, 256], torch.float16),
+        ([31, 80, 256], torch.float16),
     ],
 )
 def test_sizes_of_a_head(impl, sizes, dtype):
@@ -105,7 +106,7 @@ def test_sizes_of_a_head(impl, sizes, dtype):
 
 
 def test_takes_its_arguments_by_name_or_position(impl):
-    q, k, v = inputs(1, 2, 6, 9, 4)
+    q, k, v = inputs(1, 1, 6, 9, 4)
     assert_attention(run(impl.attention, q=q, k=k, v=v), q, k, v, "q, k and v by name")
     assert_attention(run(impl.attention, q, k, v, True), q, k, v, "all by position", causal=True)
 
@@ -119,7 +120,7 @@ def test_empty(impl):
 def test_no_keys_give_zeros(impl):
     for dtype in DTYPES:
         for causal in (False, True):
-            check(impl, *inputs(2, 1, 3, 0, 4, dtype=dtype), "no keys at all", causal)
+            check(impl, *inputs(1, 1, 3, 0, 4, dtype=dtype), "no keys at all", causal)
 
 
 # Weights
@@ -127,14 +128,14 @@ def test_no_keys_give_zeros(impl):
 
 def test_equal_values_come_back(impl):
     # Attention is an average, and the average of ones is one.
-    for keys in [5, 32, 33, 100, 150]:
+    for keys in [5, 32, 33, 100]:
         q, k, v = inputs(1, 1, 3, keys, 8)
         check(impl, q, k, torch.ones_like(v), "values that are all one")
 
 
 def test_the_last_key_counts(impl):
     # The score of the last key, 8 · 16 / sqrt(8) = 45, is far above all others.
-    for keys in [1, 33, 70, 130]:
+    for keys in [1, 33, 130]:
         q, k, v = inputs(1, 1, 3, keys, 8)
         q, k = 4 * torch.ones_like(q), 0.3 * k
         k[:, :, -1] = 4
@@ -144,7 +145,7 @@ def test_the_last_key_counts(impl):
 
 def test_scores_are_scaled_by_the_root_of_the_size_of_a_head(impl):
     # Each query is its own key, at right angles to the others: scores are 12 / sqrt(D), and 0.
-    for size in [5, 24, 70]:
+    for size in [5, 70]:
         q = math.sqrt(12) * torch.eye(5, size, device=DEVICE).reshape(1, 1, 5, size)
         v = torch.eye(5, size, device=DEVICE).reshape(1, 1, 5, size)
         check(impl, q, q.clone(), v, f"scores of 12 / sqrt({size}) and zero")
@@ -153,16 +154,16 @@ def test_scores_are_scaled_by_the_root_of_the_size_of_a_head(impl):
 def test_scores_that_rise(impl):
     # From end to end by 60: with each block of keys come larger scores than any before.
     for dtype in DTYPES:
-        q, k, v = inputs(1, 1, 3, 220, 4, dtype=dtype)
-        k[..., 0] = torch.linspace(-30, 30, 220, device=DEVICE)
+        q, k, v = inputs(1, 1, 3, 100, 4, dtype=dtype)
+        k[..., 0] = torch.linspace(-30, 30, 100, device=DEVICE)
         q[..., 0] = 2
         check(impl, q, k, v, "scores that rise from key to key")
 
 
 def test_scores_that_fall(impl):
     # From 4,000 down to -4,000: further than any power of two in float32 reaches.
-    q, k, v = inputs(1, 1, 3, 220, 4)
-    k[..., 0] = torch.linspace(4000, -4000, 220, device=DEVICE)
+    q, k, v = inputs(1, 1, 3, 100, 4)
+    k[..., 0] = torch.linspace(4000, -4000, 100, device=DEVICE)
     q[..., 0] = 2
     check(impl, q, k, v, "scores that fall from key to key", tolerance=2e-3)
 
@@ -170,11 +171,10 @@ def test_scores_that_fall(impl):
 # Exact scores of ten thousand and more: float32 has steps of 0.001 there.
 @pytest.mark.parametrize("level", [100, -100])
 def test_large_scores(impl, level):
-    for keys in [6, 75]:
-        q, k, v = inputs(1, 1, 5, keys, 4)
-        q[..., 0], q[..., 1:] = 256, ints(1, 1, 5, 3, low=-2, high=2)
-        k[..., 0], k[..., 1:] = level, ints(1, 1, keys, 3, low=-2, high=2)
-        check(impl, q, k, v, f"scores near {128 * level:,}", tolerance=1e-2)
+    q, k, v = inputs(1, 1, 5, 75, 4)
+    q[..., 0], q[..., 1:] = 256, ints(1, 1, 5, 3, low=-2, high=2)
+    k[..., 0], k[..., 1:] = level, ints(1, 1, 75, 3, low=-2, high=2)
+    check(impl, q, k, v, f"scores near {128 * level:,}", tolerance=1e-2)
     for causal in (False, True):
         # One product each, which any way of scaling rounds alike for all keys.
         q, k, v = inputs(1, 1, 5, 40, 4)
@@ -211,14 +211,18 @@ def test_float16_values_near_the_largest(impl):
 # Causal: the last query sees all keys
 
 
-@pytest.mark.parametrize(("shapes", "dtype"), SHAPES_AND_DTYPES)
+@pytest.mark.parametrize(
+    ("shapes", "dtype"), [(SHAPES[1:], torch.float32), (SHAPES[2::2], torch.float16)]
+)
 def test_causal_matches_the_formula(impl, shapes, dtype):
     for shape in shapes:
         check(impl, *inputs(*shape, dtype=dtype), "random inputs", causal=True)
 
 
 def test_causal_over_many_tiles_and_blocks(impl):
-    shapes = [(48, 48, 8), (19, 100, 5), (70, 30, 4), (50, 49, 24), (520, 36, 4)]
+    # Whole tiles, of queries that see nothing, come first where queries are many.
+    many = 520 if DEVICE == "cuda" else 120
+    shapes = [(32, 32, 8), (19, 100, 5), (34, 33, 24), (many, 36, 4)]
     for queries, keys, size in shapes:
         check(impl, *inputs(1, 1, queries, keys, size), "many queries and keys", causal=True)
 
@@ -227,7 +231,7 @@ def test_causal_hides_the_future(impl):
     for queries, keys in [(35, 35), (6, 50)]:
         q, k, v = inputs(1, 1, queries, keys, 4)
         before = run(impl.attention, q, k, v, causal=True)
-        for first in [keys - queries + 1, keys - 3] if queries < 10 else [1, 18, 30]:
+        for first in [keys - queries + 1, keys - 3] if queries < 10 else [1, 18]:
             later, changed = k.clone(), v.clone()
             later[:, :, first:], changed[:, :, first:] = normal(2, 1, 1, keys - first, 4)
             after = run(impl.attention, q, later, changed, causal=True)
@@ -252,9 +256,8 @@ def test_queries_before_the_first_key_give_zeros(impl):
     # The first query after them sees one key, and gets its value.
     for queries, keys, dtype in [
         (8, 3, torch.float16),
-        (8, 3, torch.float32),
         (30, 7, torch.float32),
-        (50, 41, torch.float32),
+        (41, 34, torch.float32),
     ]:
         q, k, v = inputs(1, 1, queries, keys, 4, dtype=dtype)
         actual = run(impl.attention, q, k, v, causal=True)
@@ -269,7 +272,7 @@ def test_queries_before_the_first_key_give_zeros(impl):
 
 
 def test_each_tensor_in_a_layout_of_its_own(impl):
-    q, k, v = inputs(2, 3, 5, 7, 4)
+    q, k, v = inputs(2, 2, 5, 7, 4)
     names, ways = zip(*layouts(q), strict=True)
     for i, layout in enumerate(names):
         others = [list(layouts(x))[(i + turn) % 3][1] for turn, x in ((1, k), (2, v))]
@@ -278,13 +281,12 @@ def test_each_tensor_in_a_layout_of_its_own(impl):
 
 def test_any_memory_layout(impl):
     # Projections make (B, T, H, D) of a model's tokens, often all three in one tensor.
-    for dtype in DTYPES:
-        q, k, v = normal(2, 7, 3, 3, 4, dtype=dtype).permute(2, 0, 3, 1, 4)
-        check(impl, q, k, v, "slices of one (B, T, 3, H, D) tensor", causal=True)
-    k, v = (normal(2, 1, 9, 4).expand(2, 3, 9, 4) for _ in range(2))
+    q, k, v = normal(2, 7, 3, 2, 4, dtype=torch.float16).permute(2, 0, 3, 1, 4)
+    check(impl, q, k, v, "slices of one (B, T, 3, H, D) tensor", causal=True)
+    k, v = (normal(2, 1, 9, 4).expand(2, 2, 9, 4) for _ in range(2))
     check(impl, q.float(), k, v, "keys and values that all heads share")
-    q = normal(2, 1, 1, 4).expand(2, 3, 7, 4)
-    v = normal(1, 3, 1, 4).expand(2, 3, 9, 4)
+    q = normal(2, 1, 1, 4).expand(2, 2, 7, 4)
+    v = normal(1, 2, 1, 4).expand(2, 2, 9, 4)
     check(impl, q, k, v, "one query and one value, expanded")
 
 

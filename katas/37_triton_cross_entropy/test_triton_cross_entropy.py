@@ -159,39 +159,40 @@ def test_target_anywhere_in_a_wide_row(impl, place):
 # The share of the row where its mass lies.
 @pytest.mark.parametrize(("first", "last"), [(0, 0.1), (0.45, 0.55), (0.9, 1)])
 def test_mass_anywhere_in_a_wide_row(impl, first, last):
-    logits, targets = batch(2, WIDE)
+    logits, targets = batch(1, WIDE)
     logits[:, : round(first * WIDE)] -= 30
     logits[:, round(last * WIDE) :] -= 30
-    behaviour = f"rows of {WIDE:,} logits, large from {first:.0%} to {last:.0%} of the way"
+    behaviour = f"a row of {WIDE:,} logits, large from {first:.0%} to {last:.0%} of the way"
     assert_step(step(impl, logits, targets), exact(logits, targets), behaviour)
 
 
 @pytest.mark.parametrize("slope", [40, -40])
 def test_rising_and_falling_rows(impl, slope):
-    logits, targets = batch(2, WIDE)
+    logits, targets = batch(1, WIDE)
     logits += torch.linspace(0, slope, WIDE, device=DEVICE)
-    behaviour = f"rows of {WIDE:,} logits that change by {slope} along the way"
+    behaviour = f"a row of {WIDE:,} logits that changes by {slope} along the way"
     # Logits reach 50, where a float32 is known to 4e-6.
     tolerance = {"rtol": 2e-4, "atol": 1e-5}
     assert_step(step(impl, logits, targets), exact(logits, targets), behaviour, **tolerance)
 
 
 @pytest.mark.parametrize(
-    ("c", "dtype"), [(1025, torch.float32), (4096, torch.float32), (4097, torch.float16)]
+    ("n", "c", "dtype"),
+    [(2, 1025, torch.float32), (1, 4096, torch.float32), (2, 4097, torch.float16)],
 )
-def test_widths_beside_powers_of_two(impl, c, dtype):
-    logits, targets = batch(2, c, dtype)
+def test_widths_beside_powers_of_two(impl, n, c, dtype):
+    logits, targets = batch(n, c, dtype)
     expected = exact(logits, targets)
-    assert_step(step(impl, logits, targets), expected, f"(2, {c}) logits in {dtype}")
+    assert_step(step(impl, logits, targets), expected, f"({n}, {c}) logits in {dtype}")
 
 
 def test_gradient_of_a_wide_row_sums_to_zero(impl):
     # A shift of all logits of a row changes no probability.
-    logits, _ = batch(3, WIDE)
-    targets = torch.tensor([0, WIDE // 2, WIDE - 1], device=DEVICE)
+    logits, _ = batch(2, WIDE)
+    targets = torch.tensor([0, WIDE // 2], device=DEVICE)
     _, grad = step(impl, logits, targets)
     what = f"the sum of the gradient of each row of {WIDE:,}"
-    assert_matches(grad.double().sum(1).float(), torch.zeros(3), what)
+    assert_matches(grad.double().sum(1).float(), torch.zeros(2), what)
 
 
 # Ignored rows.
@@ -208,8 +209,8 @@ def test_ignored_rows_may_as_well_be_removed(impl):
     assert_matches(grad[~kept], torch.zeros(4, 4), "the gradient of ignored rows", rtol=0, atol=0)
 
 
-# -1 would be the last class as an index, 1000 is far outside, and 2**40 is more than an int32.
-@pytest.mark.parametrize("ignore_index", [-1, 1000, 2**40])
+# -1 would be the last class as an index, and 2**40 is far outside and more than an int32.
+@pytest.mark.parametrize("ignore_index", [-1, 2**40])
 def test_another_ignore_index(impl, ignore_index):
     logits, targets = batch(7, 5)
     targets[[2, 3]] = ignore_index
@@ -250,9 +251,7 @@ def test_no_rows(impl, dtype):
 # What comes before the logits and after the loss.
 
 
-@pytest.mark.parametrize(
-    ("upstream", "dtype"), [(3.0, torch.float32), (-0.25, torch.float16), (0.0, torch.float32)]
-)
+@pytest.mark.parametrize(("upstream", "dtype"), [(3.0, torch.float32), (-0.25, torch.float16)])
 def test_gradient_is_multiplied_by_the_upstream_one(impl, upstream, dtype):
     logits, targets = batch(6, 4, dtype, ignored=[2])
     actual = step(impl, logits, targets, upstream=upstream)
@@ -318,12 +317,12 @@ def test_logits_used_elsewhere(impl):
 
 
 @pytest.mark.parametrize(
-    ("n", "c", "dtype"), [(6, 19, torch.float16), (2, WIDE, torch.float32)], ids=str
+    ("n", "c", "dtype"), [(6, 19, torch.float16), (2, 4099, torch.float32)], ids=str
 )
 def test_logits_of_any_layout(impl, n, c, dtype):
     original, targets = batch(n, c, dtype)
     expected = exact(original, targets)
-    for layout, logits in layouts(original):
+    for layout, logits in list(layouts(original))[1:]:  # the other tests have contiguous ones
         behaviour = f"({n}, {c}) logits in {dtype} that are {layout}"
         assert_step(step(impl, logits, targets), expected, behaviour)
 
@@ -388,37 +387,36 @@ def test_the_largest_float16_logits(impl):
     assert_step(step(impl, logits, targets), exact(logits, targets), behaviour, **tolerance)
 
 
-@pytest.mark.parametrize("level", [90, -150])
-def test_float16_logits_of_about_a_hundred(impl, level):
+def test_float16_logits_of_about_a_hundred(impl):
     # A float16 near 100 has steps of 1/16: a logsumexp in float16 would cost 3% of a probability.
     logits, targets = batch(4, 50, torch.float16)
-    logits = (logits.float() / 3 + level).half()
+    logits = (logits.float() / 3 + 90).half()
     # A float32 near 100 is known to 4e-6.
     tolerance = {"rtol": 2e-3, "atol": 1e-5}
-    behaviour = f"(4, 50) float16 logits near {level}"
+    behaviour = "(4, 50) float16 logits near 90"
     assert_step(step(impl, logits, targets), exact(logits, targets), behaviour, **tolerance)
 
 
-@pytest.mark.parametrize("c", [7, WIDE])
-def test_classes_that_are_ruled_out(impl, c):
+@pytest.mark.parametrize(("n", "c"), [(3, 7), (1, WIDE)])
+def test_classes_that_are_ruled_out(impl, n, c):
     # The first and the last fifth of the classes are -inf, as those of a padded vocabulary are.
-    logits, targets = batch(3, c)
+    logits, targets = batch(n, c)
     margin = -(-c // 5)
     logits[:, :margin] = -torch.inf
     logits[:, -margin:] = -torch.inf
     targets = targets % (c - 2 * margin) + margin
-    behaviour = f"(3, {c}) logits, the first and last {margin:,} of a row -inf"
+    behaviour = f"({n}, {c}) logits, the first and last {margin:,} of a row -inf"
     assert_step(step(impl, logits, targets), exact(logits, targets), behaviour)
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_half_of_a_wide_row_ruled_out(impl, first):
-    logits, targets = batch(2, WIDE)
+    logits, targets = batch(1, WIDE)
     half = WIDE // 2
     logits[:, slice(half) if first else slice(half, None)] = -torch.inf
     targets = targets % half + (half if first else 0)
     which = "first" if first else "second"
-    behaviour = f"rows of {WIDE:,} logits, the {which} half -inf"
+    behaviour = f"a row of {WIDE:,} logits, the {which} half -inf"
     assert_step(step(impl, logits, targets), exact(logits, targets), behaviour)
 
 

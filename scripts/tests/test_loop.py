@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
+from dojo.cli.events import event_lines
 from dojo.history.sessions import Ending
-from dojo.learner.watcher import Key, Ran, Started, Tick
+from dojo.learner.watcher import Failed, Key, Ran, Started, Tick
 from dojo.practice import session
 from dojo.practice.loop import (
     Action,
@@ -18,6 +19,7 @@ from dojo.practice.loop import (
     Paused,
     Refused,
     Replanted,
+    RunFails,
     RunJudged,
     RunStarted,
     TimedHunt,
@@ -69,6 +71,14 @@ def timed(project, player, history, time):
 def free(player):
     player.plant(BUGS)
     return FreeHunt(player)
+
+
+def test_a_failure_in_a_run_is_shown_unless_names_are_hidden(free, timed):
+    test = TestResult("test_scale", Outcome.FAILED, "message", 0.1)
+    assert free.handle(Failed(test)) == [RunFails(test)]
+    assert event_lines(RunFails(test), "01_scale")[:2] == ["  fails: test_scale", "      message"]
+    assert timed().handle(Failed(test)) == [RunFails(test)]
+    assert timed(interview=True).handle(Failed(test)) == []
 
 
 def test_a_run_starts_and_is_judged(free):

@@ -268,6 +268,52 @@ def test_a_run_of_some_tests_runs_these_alone(project, kata, warm):
         assert runner.run(kata, only={"test_of_no_such_name"}).verdict is Verdict.BROKEN
 
 
+@pytest.mark.parametrize("warm", [True, False])
+def test_tests_that_come_first_run_first_and_results_stand_in_the_files_order(project, kata, warm):
+    counts_calls = GOOD.replace("return x +", "print('shift')\n    return x +")
+    kata.botched.write_text(f"calls = 0\n{counts_calls}")
+    kata.tests.write_text(
+        kata.tests.read_text().replace("impl.scale(", "impl.calls or impl.scale(")
+        + "    impl.calls = factor = 1\n"
+    )
+    with Runner(project, Limits(run_seconds=30.0), warm=warm) as runner:
+        names = [test.name for test in runner.run(kata).tests]
+        # test_scale goes wrong once test_shift has run.
+        result = runner.run(kata, first={"test_shift"})
+        assert [test.name for test in result.tests] == names
+        assert [test.outcome for test in result.tests] == [
+            Outcome.FAILED,
+            Outcome.FAILED,
+            Outcome.PASSED,
+        ]
+
+
+def test_the_first_failure_is_told_before_the_run_ends(runner, kata):
+    kata.tests.write_text(
+        "import time\n\n"
+        "def test_passes(impl):\n    assert impl.scale(1, 1) == 1\n\n"
+        "def test_fails(impl):\n    assert impl.scale(1, 1) == 2, 'not two'\n\n"
+        "def test_takes_long(impl):\n    time.sleep(1)\n\n"
+        "def test_fails_too(impl):\n    assert impl.scale(1, 1) == 3\n"
+    )
+    told = []
+    started = time.monotonic()
+
+    def tell(test):
+        told.append((test.name, test.message, time.monotonic() - started))
+
+    runner.run(kata, Reference())
+    started = time.monotonic()
+    result = runner.run(kata, Reference(), tell_failure=tell)
+    ((name, message, seconds),) = told
+    assert (name, message) == ("test_fails", "not two")
+    assert seconds < 1 < time.monotonic() - started
+    assert len(result.tests) == 4
+    kata.tests.write_text("def test_passes(impl):\n    assert impl.scale(1, 1) == 1\n")
+    runner.run(kata, Reference(), tell_failure=tell)
+    assert len(told) == 1
+
+
 def test_a_pool_has_a_runner_a_core_also_where_affinity_is_unknown(project, monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 3)

@@ -27,7 +27,7 @@ class Runner:
         self.may_end = threading.Event()
         self.may_end.set()
 
-    def run(self, kata):
+    def run(self, kata, **_):
         self.may_end.wait(10)
         solved = "x * factor" in kata.botched.read_text()
         outcome = Outcome.PASSED if solved else Outcome.FAILED

@@ -9,9 +9,9 @@ import time
 import pytest
 
 from dojo.cli.watch_command import _following
-from dojo.learner.watcher import Key, Ran, watching
+from dojo.learner.watcher import Failed, Key, Ran, Started, _Saved, watching
 from dojo.runner.runner import Runner
-from dojo.testrun.results import RunResult, Verdict
+from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 
 
 class SlowRunner:
@@ -20,15 +20,21 @@ class SlowRunner:
     def __init__(self):
         self.runs = 0
         self.cancelled = 0
+        self.fails = []
         self.release = threading.Event()
         self._cancel = threading.Event()
 
-    def run(self, kata):
+    def run(self, kata, *, first, tell_failure):
         self.runs += 1
+        self.first = first
+        if self.fails:
+            tell_failure(self.fails[0])
         self._cancel.clear()
         while not self.release.wait(0.01):
             if self._cancel.is_set():
                 return RunResult(Verdict.CANCELLED, (), "cancelled", 0.0)
+        if self.fails:
+            return RunResult.of(self.fails, 0.0)
         return RunResult(Verdict.PASSED, (), "", 0.0, kata.botched.read_text())
 
     def cancel(self):
@@ -41,7 +47,7 @@ def next_of(kind, events, seconds=10):
     for event in events:
         if isinstance(event, kind):
             return event
-        assert time.monotonic() < until, f"no {kind.__name__} came"
+        assert time.monotonic() < until, f"no {kind} came"
     raise AssertionError
 
 
@@ -99,6 +105,35 @@ def test_every_way_to_save_gives_one_run(kata, how):
         for _ in range(8):
             next_of(object, events)
         assert runner.runs == runs + 1
+
+
+def test_a_failure_comes_before_the_run_has_ended_and_its_test_is_first_in_the_next(kata):
+    runner = SlowRunner()
+    slow, wrong = (
+        TestResult(f"test_{outcome}[1]", outcome, "message", 0.1)
+        for outcome in (Outcome.TIMEOUT, Outcome.FAILED)
+    )
+    runner.fails = [wrong, slow]
+    with watching(kata, runner) as watcher:
+        events = watcher.events(0.1)
+        assert next_of(Failed | Ran, events) == Failed(wrong)
+        assert runner.first == set()
+        runner.release.set()
+        next_of(Ran, events)
+        kata.botched.write_text("# new\n")
+        next_of(Ran, events)
+        assert runner.first == {"test_failed"}
+
+
+def test_a_failure_of_an_older_text_is_not_shown(kata):
+    runner = SlowRunner()
+    with watching(kata, runner) as watcher:
+        events = watcher.events(0.1)
+        next_of(Started, events)
+        watcher._happened.put(_Saved())
+        watcher._happened.put(Failed(TestResult("test_old", Outcome.FAILED, "", 0.1)))
+        runner.release.set()
+        assert isinstance(next_of(Failed | Ran, events), Ran)
 
 
 def test_a_touch_without_a_change_runs_nothing(kata):

@@ -3,15 +3,17 @@
 import time
 
 from dojo.cli.diff import colour_diff
-from dojo.practice.loop import Compared, Event, RunJudged
+from dojo.practice.loop import Compared, Event, RunFails, RunJudged
 from dojo.wording.events import event_line
 from dojo.wording.quantities import minutes
-from dojo.wording.runs import run_lines
+from dojo.wording.runs import failure_lines, run_lines
 
 
 def event_lines(event: Event, name: str) -> list[str]:
     """Return what is printed of an event in a kata of this name: a diff comes with its colours."""
     match event:
+        case RunFails(test):
+            return [*failure_lines(test), "  the others run ..."]
         case RunJudged(result, judgement, names_shown, left):
             when = time.strftime("%H:%M:%S") if left is None else f"{minutes(left)} left"
             head = f"[{when}] revision {result.revision}"

@@ -14,7 +14,7 @@ from dojo.errors import typed
 from dojo.history.sessions import Ending
 from dojo.learner.watcher import watching
 from dojo.practice.debrief import Debrief
-from dojo.practice.loop import Ended, RunJudged, TimedHunt
+from dojo.practice.loop import Ended, RunFails, RunJudged, TimedHunt
 from dojo.practice.session import Practice, Round
 from dojo.runner.runner import Runner
 from dojo.wording.debriefs import (
@@ -77,6 +77,8 @@ class Plain:
                     if event.ending is Ending.MISSED:
                         click.echo("\nTime is up.")
                     return event.ending
+                if isinstance(event, RunFails):
+                    continue  # the verdict says it again
                 if isinstance(event, RunJudged):
                     click.echo()
                 for line in event_lines(event, round_.kata.name):

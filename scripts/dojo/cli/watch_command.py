@@ -13,7 +13,7 @@ from dojo.kata import catalogue, kata_toml
 from dojo.kata.kata import Kata
 from dojo.learner.player import Player
 from dojo.learner.watcher import watching
-from dojo.practice.loop import Event, FreeHunt, NextKata, RunJudged
+from dojo.practice.loop import Event, FreeHunt, NextKata, RunFails, RunJudged
 from dojo.project import Project
 from dojo.runner.runner import Runner
 from dojo.wording.keys import WATCH, keys_line
@@ -62,12 +62,14 @@ class _Screen:
         return False
 
     def _print(self, event: Event, has_keys: bool) -> None:
-        judged = isinstance(event, RunJudged)
-        if judged and has_keys:
+        about_run = isinstance(event, RunFails | RunJudged)
+        if isinstance(event, RunFails) and not has_keys:
+            return  # the verdict, which takes its place on a screen, says it again
+        if about_run and has_keys:
             click.clear()
         for line in event_lines(event, self._player.kata.name):
-            click.echo(_fit(line) if judged else line)
-        if judged and has_keys:
+            click.echo(_fit(line) if about_run else line)
+        if isinstance(event, RunJudged) and has_keys:
             click.echo(_fit(keys_line(WATCH)))
 
 

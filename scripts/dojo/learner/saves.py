@@ -8,8 +8,9 @@ from watchfiles import Change, watch
 
 from dojo.files import read_bytes
 
-# Long enough for an editor that saves in two writes, too short to be noticed.
-_SETTLE_MILLISECONDS = 10
+# Two of these pass before a save is seen. An editor that saves in two writes may take longer: then
+# the second starts the run anew.
+_SETTLE_MILLISECONDS = 3
 _LOOK_MILLISECONDS = 500
 
 

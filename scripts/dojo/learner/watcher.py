@@ -11,7 +11,7 @@ from dojo.files import read_bytes
 from dojo.kata.kata import Kata
 from dojo.learner.saves import saves
 from dojo.runner.runner import Runner
-from dojo.testrun.results import RunResult, Verdict
+from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,13 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Failed:
+    """A test failed in a run that goes on, the first to do so."""
+
+    test: TestResult
+
+
+@dataclass(frozen=True)
 class Key:
     """A key was pressed."""
 
@@ -38,7 +45,7 @@ class Tick:
     """Nothing happened for a while."""
 
 
-Happening = Ran | Started | Key | Tick
+Happening = Ran | Started | Failed | Key | Tick
 
 
 class _Saved:
@@ -59,6 +66,7 @@ class Watching:
         self._stop = threading.Event()
         self._running = False
         self._again = False
+        self._failing: set[str] = set()  # likely to fail again, so these come first
         # Read here, before the first run can start: whatever is saved later is a save.
         self._seen = read_bytes(kata.botched)
 
@@ -88,6 +96,11 @@ class Watching:
                     self._again = False
                     self._start()
                 else:
+                    if event.result.whole:
+                        self._failing = _failed(event.result)
+                    yield event
+            elif isinstance(event, Failed):
+                if not self._again:  # else it is about an older text
                     yield event
             elif isinstance(event, DojoError):
                 raise event
@@ -111,9 +124,19 @@ class Watching:
 
     def _run(self) -> None:
         try:
-            self._happened.put(Ran(self._runner.run(self._kata)))
+            result = self._runner.run(
+                self._kata,
+                first=self._failing,
+                tell_failure=lambda test: self._happened.put(Failed(test)),
+            )
+            self._happened.put(Ran(result))
         except DojoError as error:
             self._happened.put(error)
+
+
+def _failed(result: RunResult) -> set[str]:
+    """Return the test functions that failed; not those that did not end: they end the run."""
+    return {test.function for test in result.tests if test.outcome is Outcome.FAILED}
 
 
 @contextmanager

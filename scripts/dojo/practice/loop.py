@@ -12,10 +12,10 @@ from enum import Enum, auto
 from dojo.errors import DojoError
 from dojo.history.sessions import Ending
 from dojo.learner.player import Judgement, Player, unknown_line
-from dojo.learner.watcher import Happening, Key, Ran, Started, Tick, Watching
+from dojo.learner.watcher import Failed, Happening, Key, Ran, Started, Tick, Watching
 from dojo.learner.workspace import Backup
 from dojo.practice.session import Round
-from dojo.testrun.results import RunResult
+from dojo.testrun.results import RunResult, TestResult
 
 _WARNINGS = (300.0, 60.0)  # seconds left
 
@@ -37,6 +37,13 @@ class Action(Enum):
 @dataclass(frozen=True)
 class RunStarted:
     """The tests run."""
+
+
+@dataclass(frozen=True)
+class RunFails:
+    """A test failed, and the others go on."""
+
+    test: TestResult
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,7 @@ class NextKata:
 
 Event = (
     RunStarted
+    | RunFails
     | RunJudged
     | Hinted
     | Compared
@@ -164,6 +172,8 @@ class Hunt(ABC):
         match happened:
             case Started():
                 yield RunStarted()
+            case Failed(test):
+                yield RunFails(test)
             case Ran(result):
                 yield from self._judge(result)
             case Action.HINT:
@@ -239,6 +249,8 @@ class TimedHunt(Hunt):
                 yield Ended(Ending.SKIPPED)
             case Action.REVEAL:
                 yield Ended(Ending.REVEALED)
+            case Failed() if not self.round.names_shown:
+                pass
             case Tick():
                 pass
             case _:

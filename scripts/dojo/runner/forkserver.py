@@ -17,8 +17,13 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+import pytest
+from _pytest.runner import runtestprotocol
+
+from dojo.files import revision
 from dojo.runner import worker
-from dojo.runner.protocol import CANCEL, END, READY, Answer, Request, Stopped
+from dojo.runner.protocol import CANCEL, END, READY, Answer, Request, Stopped, failure
+from dojo.testrun.loading import load_module
 
 _PRELOAD = ("numpy.random", "torch.overrides", "dojo.pytest_plugin.reporter")
 _CHUNK = 65_536
@@ -32,7 +37,6 @@ def main() -> None:
     requests = os.dup(0)
     for name in _PRELOAD:
         __import__(name)
-    import pytest
     import torch
 
     # Loads pytest's own plugins and the project's, with their asserts rewritten, and runs nothing.
@@ -42,6 +46,7 @@ def main() -> None:
         __import__("dojo.kernels")
     # A fork after a parallel region can hang in the thread pool that it did not inherit.
     torch.set_num_threads(1)
+    _do_once()
     gc.collect()
     gc.freeze()
     _send(answers, READY)
@@ -50,6 +55,17 @@ def main() -> None:
         # A cancel that came too late is nobody's.
         late = line == CANCEL
         line = _read_line(requests) if late else _delegate(line, requests, answers)
+
+
+def _do_once() -> None:
+    """Do what costs more the first time, so that no run has to: no thread starts for any of it."""
+    import torch
+
+    text = b"import torch"
+    revision(text)
+    load_module(Path(__file__), "once", text)
+    few = torch.randn(2, 2)
+    torch.isclose(few.softmax(-1), few).all().item()
 
 
 def _delegate(line: bytes, requests: int, answers: TextIO) -> bytes:
@@ -92,8 +108,6 @@ class _Collector:
             # Ends the process where a test file loops as it is imported.
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, self._request.run_seconds)
-            import pytest
-
             code = pytest.main(list(self._request.arguments), plugins=[self._results, self])
             self._results.finish(code)
             if not self._forked:
@@ -124,6 +138,14 @@ class _Collector:
                 return
             request = self._next()
         worker.exit_process(0)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: Any, nextitem: Any) -> bool:
+        """Run a test as pytest does, and tell only who needs to know: to print it takes time."""
+        for report in runtestprotocol(item, log=False, nextitem=nextitem):
+            item.session.pytest_runtest_logreport(report)  # counts failures
+            self._results.pytest_runtest_logreport(report)
+        return True
 
     def _answer_without_running(self) -> None:
         """Answer where pytest gave up before the tests, then leave the next request to others."""
@@ -159,6 +181,7 @@ class _Collector:
             return
         os.close(send)
         received = bytearray()
+        failures = _FirstFailure(self._answers if request.wants_failure else None)
         stopped = None
         deadline = started + request.run_seconds
         status = None
@@ -176,6 +199,7 @@ class _Collector:
                 received += chunk
                 if not chunk or received.endswith(END):
                     break
+                failures.look_at(received)
             if wake in ready:
                 os.read(wake, _CHUNK)
                 status = _reap(pid, os.WNOHANG)
@@ -216,9 +240,28 @@ class _Collector:
         capture.suspend_global_capture()
         config.option.impl = request.impl
         config.option.kata_seed = request.seed
-        worker.select(session.items, request.only)
+        worker.arrange(session.items, request)
         worker.limit_memory(request.memory_bytes)
         self._results.open(os.fdopen(send, "w", encoding="utf-8"))
+
+
+class _FirstFailure:
+    """Sends the first failure that a run tells of, while the run goes on."""
+
+    def __init__(self, answers: TextIO | None) -> None:
+        self._answers = answers  # none once it is sent, or where nobody wants it
+        self._looked_at = 0
+
+    def look_at(self, received: bytearray) -> None:
+        """Look at the lines that have come since."""
+        if self._answers is None:
+            return
+        end = received.rfind(b"\n") + 1
+        lines = bytes(received[self._looked_at : end]).splitlines()
+        self._looked_at = end
+        if found := next(filter(None, map(failure, lines)), None):
+            _send(self._answers, found.encoded())
+            self._answers = None
 
 
 def _unprinted(*_: object, **__: object) -> str:

@@ -1,16 +1,18 @@
 """What a runner and its processes say to each other, each message a line of JSON.
 
-A runner sends a `Request`, or `CANCEL` for the one under way, and gets an `Answer`. The process
-that runs the tests says what comes of them in lines of its own, which the answer holds.
+A runner sends a `Request`, or `CANCEL` for the one under way, and gets an `Answer`; before it a
+`Failure`, if it asked for that. The process that runs the tests says what comes of them in lines
+of its own, which the answer holds.
 """
 
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from operator import itemgetter
 from typing import Any
 
-from dojo.testrun.results import TestResult
+from dojo.testrun.results import Outcome, TestResult
 
 CANCEL = b'{"cancel": true}\n'
 READY = b'{"ready": true}\n'
@@ -24,12 +26,14 @@ class Request:
     root: str
     arguments: tuple[str, ...]  # pytest's
     collects: tuple[str, ...]  # files: an edit of any needs the tests to be collected anew
-    only: tuple[str, ...]  # test functions: no others run; all if there are none
     impl: str
-    seed: int
     environment: dict[str, str]
     run_seconds: float
     memory_bytes: int
+    seed: int = 0
+    only: tuple[str, ...] = ()  # test functions: no others run; all if there are none
+    first: tuple[str, ...] = ()  # test functions that run before the others
+    wants_failure: bool = False  # whether the first failure is sent at once
 
     def encoded(self) -> bytes:
         """Return the request as a line."""
@@ -39,7 +43,7 @@ class Request:
     def decoded(cls, line: bytes) -> "Request":
         """Return the request that a line holds."""
         facts = json.loads(line)
-        lists = {name: tuple(facts[name]) for name in ("arguments", "collects", "only")}
+        lists = {name: tuple(facts[name]) for name in ("arguments", "collects", "only", "first")}
         return cls(**{**facts, **lists})
 
 
@@ -48,6 +52,17 @@ class Stopped(StrEnum):
 
     CANCELLED = "cancelled"
     TIMEOUT = "timeout"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A test that failed in a run that goes on."""
+
+    test: TestResult
+
+    def encoded(self) -> bytes:
+        """Return the message as a line."""
+        return json.dumps({"failure": self.test.to_json()}).encode() + b"\n"
 
 
 @dataclass(frozen=True)
@@ -64,11 +79,18 @@ class Answer:
         return json.dumps(asdict(self)).encode() + b"\n"
 
     @classmethod
-    def decoded(cls, line: bytes) -> "Answer":
-        """Return the answer that a line holds."""
-        facts = json.loads(line)
+    def of(cls, facts: dict[str, Any]) -> "Answer":
+        """Return the answer from its plain data."""
         stopped = Stopped(facts["stopped"]) if facts["stopped"] else None
         return cls(stopped, facts["status"], facts["seconds"], tuple(facts["lines"]))
+
+
+def reply(line: bytes) -> Failure | Answer:
+    """Return what a line holds that comes back for a request."""
+    facts = json.loads(line)
+    if "failure" in facts:
+        return Failure(TestResult.from_json(facts["failure"]))
+    return Answer.of(facts)
 
 
 @dataclass(frozen=True)
@@ -83,16 +105,18 @@ class Account:
     def of(cls, lines: Iterable[str]) -> "Account":
         """Read the lines; one that was cut off as the process died is left out."""
         messages = list(map(_parsed, lines))
+        # In the file's order, whichever ran first.
+        tests = sorted((said for said in messages if "test" in said), key=itemgetter("place"))
         return cls(
-            tuple(TestResult.from_json(said["test"]) for said in messages if "test" in said),
+            tuple(TestResult.from_json(said["test"]) for said in tests),
             tuple(said["problem"] for said in messages if "problem" in said),
             next((said["exit"] for said in messages if "exit" in said), None),
         )
 
 
-def test_line(result: TestResult) -> str:
-    """Return the line about a test."""
-    return json.dumps({"test": result.to_json()}) + "\n"
+def test_line(result: TestResult, place: int) -> str:
+    """Return the line about a test, which stands at this place of its file."""
+    return json.dumps({"test": result.to_json(), "place": place}) + "\n"
 
 
 test_line.__test__ = False  # type: ignore[attr-defined]
@@ -106,6 +130,13 @@ def problem_line(text: str) -> str:
 def exit_line(code: int) -> str:
     """Return the line with pytest's exit code."""
     return json.dumps({"exit": code}) + "\n"
+
+
+def failure(line: bytes) -> Failure | None:
+    """Return the failure that a process's line tells of, if it does."""
+    said = _parsed(line.decode("utf-8", errors="replace"))
+    test = TestResult.from_json(said["test"]) if "test" in said else None
+    return Failure(test) if test and test.outcome is Outcome.FAILED else None
 
 
 def _parsed(line: str) -> dict[str, Any]:

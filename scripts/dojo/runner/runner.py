@@ -14,10 +14,10 @@ from types import TracebackType
 from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.runner.protocol import Account, Answer, Request, Stopped
-from dojo.runner.transport import Cold, Transport, Warm
+from dojo.runner.transport import Cold, Tell, Transport, Warm
 from dojo.testrun.implementation import Implementation, Learner, Planted, Text, write_variant
 from dojo.testrun.limits import Limits
-from dojo.testrun.results import Outcome, RunResult, Verdict
+from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 
 
 class Runner:
@@ -57,14 +57,23 @@ class Runner:
         *,
         first_failure: bool = False,
         only: Collection[str] = (),
+        first: Collection[str] = (),
+        tell_failure: Tell | None = None,
     ) -> RunResult:
         """Run the kata's tests against an implementation: all, or until the first failure.
 
-        `only` names test functions: no others run.
+        `only` names test functions: no others run. Those in `first` run before the others. The
+        first failure is told at once, before the run has ended.
         """
         with self._lock, self._in_a_file(kata, implementation) as impl:
-            request = self._request(kata, impl, seed, first_failure, only)
-            answer = self._transport.ask(request)
+            request = replace(
+                self._request(kata, impl, first_failure),
+                seed=secrets.randbelow(2**31) if seed is None else seed,
+                only=tuple(sorted(only)),
+                first=tuple(sorted(first)),
+                wants_failure=tell_failure is not None,
+            )
+            answer = self._transport.ask(request, tell_failure or _tell_nobody)
         return _result(answer, self._limits)
 
     @contextmanager
@@ -82,14 +91,8 @@ class Runner:
         finally:
             variant.path.unlink()
 
-    def _request(
-        self,
-        kata: Kata,
-        impl: str,
-        seed: int | None,
-        first_failure: bool,
-        only: Collection[str],
-    ) -> Request:
+    def _request(self, kata: Kata, impl: str, first_failure: bool) -> Request:
+        """Return the request for all tests."""
         root = self._project.root
         return Request(
             root=str(root),
@@ -105,9 +108,7 @@ class Runner:
                 *(["--exitfirst"] if first_failure else []),
             ),
             collects=(str(kata.tests), str(root / "conftest.py"), str(root / "pyproject.toml")),
-            only=tuple(sorted(only)),
             impl=impl,
-            seed=secrets.randbelow(2**31) if seed is None else seed,
             # Plugins found by entry points cost more than a fast kata's tests.
             environment={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             run_seconds=self._limits.run_seconds,
@@ -122,6 +123,10 @@ class Runner:
         """End the processes, and whatever they run."""
         self._transport.close()
         self._variants.cleanup()
+
+
+def _tell_nobody(_: TestResult) -> None:
+    pass
 
 
 def _result(answer: Answer, limits: Limits) -> RunResult:

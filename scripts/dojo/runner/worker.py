@@ -7,9 +7,10 @@ input, results on standard output.
 
 import os
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TextIO
+
+import pytest
 
 from dojo.runner.protocol import END, Request, exit_line, problem_line, test_line
 from dojo.testrun.device import has_gpu
@@ -28,10 +29,8 @@ def main() -> None:
     try:
         limit_memory(request.memory_bytes)
         enter(request)
-        import pytest
-
         which = [f"--impl={request.impl}", f"--kata-seed={request.seed}"]
-        plugins = [results, _Selection(request.only)]
+        plugins = [results, _Arrangement(request)]
         results.finish(pytest.main([*request.arguments, *which], plugins=plugins))
     except BaseException:
         exit_process(70)
@@ -63,6 +62,7 @@ class Results:
         """Begin with nothing."""
         self.kept: list[str] = []
         self._file: TextIO | None = None
+        self._places: dict[str, int] = {}
 
     def open(self, file: TextIO) -> None:
         """Send to this file from now on."""
@@ -76,10 +76,15 @@ class Results:
             self._file.write(END.decode())
             self._file.flush()
 
+    def pytest_collection_finish(self, session: Any) -> None:
+        """Note the order of the tests in their file."""
+        self._places = {item.nodeid: place for place, item in enumerate(session.items)}
+
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Send a test's result."""
         if hasattr(report, "kata"):
-            self._say(test_line(TestResult.from_json(report.kata["result"])))
+            result = TestResult.from_json(report.kata["result"])
+            self._say(test_line(result, self._places[report.nodeid]))
 
     def pytest_collectreport(self, report: Any) -> None:
         """Send why a test file could not be collected, or was skipped."""
@@ -100,20 +105,22 @@ class Results:
             self._file.flush()
 
 
-def select(items: list[Any], only: Collection[str]) -> None:
-    """Leave out the tests of all functions but these, if any are named."""
-    if only:
-        items[:] = [item for item in items if item.originalname in only]
+def arrange(items: list[Any], request: Request) -> None:
+    """Leave out tests that the request does not ask for, and put those first that it names so."""
+    if request.only:
+        items[:] = [item for item in items if item.originalname in request.only]
+    items.sort(key=lambda item: item.originalname not in request.first)
 
 
-class _Selection:
-    """A pytest plugin that leaves out tests."""
+class _Arrangement:
+    """A pytest plugin that arranges the tests once their places are noted."""
 
-    def __init__(self, only: Collection[str]) -> None:
-        self._only = only
+    def __init__(self, request: Request) -> None:
+        self._request = request
 
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        select(items, self._only)
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: Any) -> None:
+        arrange(session.items, self._request)
 
 
 def limit_memory(extra: int) -> None:

@@ -15,13 +15,14 @@ from textual.worker import get_current_worker
 
 from dojo.errors import DojoError
 from dojo.history.sessions import Ending
-from dojo.learner.watcher import Happening, Ran, Started, Tick, watching
+from dojo.learner.watcher import Failed, Happening, Ran, Started, Tick, watching
 from dojo.practice.debrief import HINT_COSTS
 from dojo.practice.loop import (
     Action,
     Compared,
     Ended,
     Event,
+    RunFails,
     RunJudged,
     RunStarted,
     TimedHunt,
@@ -110,7 +111,7 @@ class HuntScreen(Screen[Ending | None]):
                 for happening in watcher.events(_TICK_SECONDS):
                     if worker.is_cancelled:
                         return
-                    if isinstance(happening, Started | Ran):
+                    if isinstance(happening, Started | Failed | Ran):
                         self.post_message(self.Happened(happening))
         except DojoError as error:
             self.post_message(self.Happened(error))
@@ -151,6 +152,8 @@ class HuntScreen(Screen[Ending | None]):
         match event:
             case RunStarted():
                 verdict.border_subtitle = "running ..."
+            case RunFails(test):
+                verdict.border_subtitle = f"{test.function} fails, others run ..."
             case RunJudged():
                 verdict.border_subtitle = f"revision {event.result.revision}"
                 self._show_run(event)

@@ -33,14 +33,19 @@ def run_lines(
     for function, tests in list(failing.items())[:_SHOWN]:
         cases = sum(test.function == function for test in result.tests)
         count = f" ({len(tests)} of {cases} cases)" if cases > 1 else ""
-        lines.append(f"  fails: {function}{count}")
-        lines.extend(f"      {line}" for line in tests[0].message.splitlines()[:3])
+        lines += failure_lines(tests[0], count)
     if len(failing) > _SHOWN:
         lines.append(f"  and {len(failing) - _SHOWN} more test functions fail")
     failed = sum(map(len, failing.values()))
     lines.append(f"  {failed} of {len(result.tests)} tests fail, {result.seconds:.2f} s")
     lines.append(verdict_line(judgement, name))
     return lines
+
+
+def failure_lines(test: TestResult, count: str = "") -> list[str]:
+    """Return what a test that failed says; `count` tells how many of its cases did."""
+    said = [f"      {line}" for line in test.message.splitlines()[:3]]
+    return [f"  fails: {test.function}{count}", *said]
 
 
 def story_lines(bug: Bug, width: int | None = STORY_WIDTH) -> list[str]:

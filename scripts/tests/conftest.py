@@ -3,14 +3,17 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
+import dojo.runner.runner
 from dojo.history.history import History
 from dojo.kata import kata_toml
 from dojo.learner.player import Player
 from dojo.project import Project
 from dojo.runner.runner import Runner
+from dojo.runner.transport import Warm
 from dojo.testrun.limits import Limits
 
 REAL = Project.here()
@@ -88,6 +91,54 @@ def write_kata(folder: Path, reference=REFERENCE, toml=TOML, tests=TESTS) -> Non
     (folder / "reference.py").write_text(textwrap.dedent(reference).lstrip())
     (folder / "kata.toml").write_text(toml)
     (folder / f"test_{folder.name[3:]}.py").write_text(tests)
+
+
+class Lent(Warm):
+    """A warm process of the checkout's own, lent to one runner after the other.
+
+    To start one takes longer than most tests; it serves any copy of the checkout, whose code is
+    the same. One that was killed, or that is not done, is not lent again.
+    """
+
+    _idle: ClassVar[list[Warm]] = []
+
+    def __init__(self, project):
+        self._warm = Lent._idle.pop() if Lent._idle else Warm(REAL)
+        self._asking = False
+
+    @property
+    def process(self):
+        return self._warm.process
+
+    def ask(self, request, tell_failure):
+        self._asking = True
+        answer = self._warm.ask(request, tell_failure)
+        self._asking = False
+        return answer
+
+    def cancel(self):
+        self._warm.cancel()
+
+    def close(self):
+        if self._asking or self.process.poll() is not None:
+            self._warm.close()
+        else:
+            Lent._idle.append(self._warm)
+
+
+@pytest.fixture(autouse=True)
+def lent(request, monkeypatch):
+    """Lend warm processes to the runners of this process, unless a test looks at its own."""
+    if not request.node.get_closest_marker("own_process"):
+        monkeypatch.setattr(dojo.runner.runner, "Warm", Lent)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ended():
+    """End what was lent."""
+    yield
+    for warm in Lent._idle:
+        warm.close()
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from dojo.benchmarks.variants import verify_rate
 from dojo.cli.bench_command import print_loop
 from dojo.errors import DojoError
 
+pytestmark = pytest.mark.slow
+
 SHORT = Sizes(saves=2, keys=2, cosmic_ray_seconds=20.0, soak_runs=20)
 
 

@@ -72,6 +72,7 @@ def checkout(tmp_path):
     return copy
 
 
+@pytest.mark.slow
 def test_a_new_kata_turns_no_test_of_the_project_red(checkout):
     def run(*arguments):
         done = subprocess.run(

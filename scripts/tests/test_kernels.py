@@ -90,6 +90,7 @@ def test_expanded_and_empty_tensors_are_placed():
         assert memory.place(torch.empty(0, 5)).shape == (0, 5)
 
 
+@pytest.mark.own_process
 def test_without_triton_a_kernel_kata_is_skipped_with_one_line(project, kata, runner, run_pytest):
     (project.root / "scripts" / "triton.py").write_text(
         "raise ModuleNotFoundError('no triton here', name='triton')"

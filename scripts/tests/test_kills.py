@@ -17,6 +17,8 @@ from dojo.history.history import History
 from dojo.practice import session
 from dojo.practice.planning import DEFAULT_MINUTES
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("KATA_KILLS", "6"))
 _BUDGET = 60.0 * DEFAULT_MINUTES
 _LONGEST = 4.0  # seconds until the kill: the start, the first runs, and saves in between

@@ -385,7 +385,7 @@ def test_json_on_standard_output_stands_alone(cli, runner):
 def test_all_is_the_bugs_and_then_the_mutants(cli, runner, monkeypatch):
     verified = []
     monkeypatch.setattr(
-        "dojo.cli.verify_command._bugs", lambda *_, named, err: verified.append(err) or False
+        "dojo.cli.verify_command._bugs", lambda *_, named, whole, err: verified.append(err) or False
     )
     result = cli("scale", "--all", "--json", "-")
     assert result.exit_code == 1  # a bug was not caught

@@ -111,6 +111,7 @@ def test_tracebacks_never_print_the_answer(run_pytest, kata):
     assert "NameError" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_seed_repeats_the_data(run_pytest, kata):
     kata.tests.write_text(
         "import random, numpy, torch\n"

@@ -105,6 +105,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 def test_every_hostile_file_gets_its_verdict_and_none_touches_the_next(runner, kata, tmp_path):
     path = tmp_path / "solution.py"
     verdicts = {}
@@ -133,6 +134,7 @@ def test_a_result_says_what_each_test_did_and_which_text_it_judged(runner, kata)
     assert runner.run(kata, Reference()).revision == runner.run(kata).revision
 
 
+@pytest.mark.slow
 def test_a_cold_run_gives_the_same_results(runner, project, kata, tmp_path):
     path = tmp_path / "solution.py"
     with Runner(project, Limits(test_seconds=2.0, run_seconds=20.0), warm=False) as cold:
@@ -158,6 +160,7 @@ def test_a_cold_run_can_be_cancelled(project, kata):
         assert time.monotonic() - started < 10
 
 
+@pytest.mark.slow
 def test_an_edited_test_file_is_collected_anew(runner, kata):
     assert runner.run(kata, Reference()).verdict == Verdict.PASSED
     text = kata.tests.read_text()
@@ -212,6 +215,7 @@ def test_a_run_can_be_cancelled_and_the_next_one_works(runner, kata):
     assert runner.run(kata).verdict == Verdict.PASSED
 
 
+@pytest.mark.own_process
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts through /proc")
 def test_many_runs_leave_nothing_behind(runner, kata):
     runner.run(kata)
@@ -239,6 +243,7 @@ def test_many_runs_leave_nothing_behind(runner, kata):
     assert pages - pages_before < 256  # 1 MB
 
 
+@pytest.mark.own_process
 def test_closing_ends_the_warm_process(runner, kata):
     runner.run(kata)
     runner.close()
@@ -323,6 +328,7 @@ def test_a_pool_has_a_runner_a_core_also_where_affinity_is_unknown(project, monk
     assert cores() == 1
 
 
+@pytest.mark.own_process
 def test_closing_does_not_wait_for_the_start(project):
     runner = Runner(project)
     runner.close()

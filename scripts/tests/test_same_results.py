@@ -1,4 +1,8 @@
-"""A warm run gives, test by test, what plain pytest gives: for every kata, right and botched."""
+"""The fast ways give what the slow ones give, for every kata.
+
+A warm run gives, test by test, what plain pytest gives, of the reference and of the default bugs.
+A bug is caught by the first failure of its `killed_by` if and only if the whole file catches it.
+"""
 
 import json
 import os
@@ -7,11 +11,13 @@ import sys
 
 import pytest
 
-from dojo.kata import catalogue
+from dojo.kata import catalogue, kata_toml
 from dojo.project import Project
 from dojo.runner.runner import Runner
+from dojo.testrun.device import has_gpu
 from dojo.testrun.implementation import Learner, Reference
 from dojo.testrun.limits import Limits
+from dojo.verification.bugs import caught_by, run_alone
 
 REAL = Project.here()
 SEED = 20
@@ -41,6 +47,7 @@ def planted(tmp_path_factory):
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", [Reference(), Learner()], ids=str)
 def test_a_warm_run_gives_what_plain_pytest_gives(planted, tmp_path, impl):
     (tmp_path / "recorder.py").write_text(RECORDER)
@@ -65,3 +72,21 @@ def test_a_warm_run_gives_what_plain_pytest_gives(planted, tmp_path, impl):
     for name, results in plain.items():
         assert warm[name] == results, name
         assert ("failed" in results.values()) == (impl == Learner())
+
+
+@pytest.fixture(scope="module")
+def warm_runner():
+    with Runner(REAL, Limits()) as runner:
+        yield runner
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", catalogue.kata_folders(REAL), ids=lambda folder: folder.name)
+def test_the_first_failure_says_of_a_bug_what_the_whole_file_says(warm_runner, folder):
+    kata = kata_toml.load(folder)
+    for bug in kata.bugs:
+        first, whole = (
+            run_alone(warm_runner, kata, bug, SEED, whole=whole) for whole in (False, True)
+        )
+        assert bool(caught_by(first)) == bool(caught_by(whole)), bug.id
+        assert bool(caught_by(first)) != bug.gpu or has_gpu(), bug.id

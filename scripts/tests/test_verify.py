@@ -10,8 +10,8 @@ from dojo.cli import main
 from dojo.kata import kata_toml
 from dojo.kata.planting import conflict
 from dojo.verification import lint, structure
-from dojo.verification.bugs import larger_sets, pairs
 from dojo.verification.greyed import greyed_out
+from dojo.verification.sets import larger_sets, pairs
 
 BRIEF = "# 02 Triple\n\n*layers, easy, 5 minutes*\n\nThe brief of triple.\n"
 REFERENCE = '''
@@ -170,7 +170,7 @@ def test_a_kata_that_can_be_trusted(verify, triple):
     assert result.exit_code == 0, result.output
     assert "02_triple: " not in result.output
     row = next(line for line in result.output.splitlines() if line.startswith("02_triple "))
-    assert row.split("  ")[-1] == "ok"
+    assert row.split()[-1] == "ok"
     number = len(pairs(triple, triple.bugs))
     assert f"{number} of {number}" in row
 
@@ -191,7 +191,7 @@ def test_every_pair_that_goes_together_is_planted(triple):
 def test_a_bug_that_masks_another_is_named_with_the_test(verify, triple):
     # Of 8: a third of a third of 9 is 1, and neither bug alone gives that.
     edited(triple, "test_triple.py", "quarter(0.0) == 0.0", "quarter(8.0) in (1.0, 2.0)")
-    result = verify("triple")
+    result = verify("triple", "--whole")
     assert result.exit_code == 1
     assert (
         "02_triple: third + half-and-one: test_quarter_of_nothing passes although half-and-one "
@@ -353,3 +353,49 @@ def test_without_ruff_verify_says_so_once_and_goes_on(verify, triple, monkeypatc
 )
 def test_what_an_editor_greys_out(source, grey):
     assert greyed_out(source) == grey
+
+
+def rows(output):
+    return [line.split() for line in output.splitlines() if line.startswith("02_triple ")]
+
+
+def test_what_was_proved_is_not_run_again_until_something_changes(verify, triple):
+    assert rows(verify("triple").output)[0][-2:] != ["before", "ok"]
+    [known] = rows(verify("triple").output)
+    assert known[-3:] == ["as", "before", "ok"]
+    assert known[1:4] == ["6", "of", "6"]
+    triple.botched.write_text("a learner's text\n")  # no proof rests on it
+    assert rows(verify("triple").output)[0][-2] == "before"
+    assert rows(verify("triple", "--whole").output)[0][-2] != "before"
+    edited(triple, "test_triple.py", "quarter(0.0) == 0.0", "quarter(0.0) == 0")
+    assert rows(verify("triple").output)[0][-2] != "before"
+    edited(triple, "kata.toml", '"3 * x"', '"3 * x"  ')
+    assert rows(verify("triple").output)[0][-2] != "before"
+
+
+def test_what_has_a_problem_is_not_proved(verify, triple):
+    edited(triple, "test_triple.py", "quarter(4.0) == 1.0", "quarter(4.0) < 2.0")
+    for _ in range(2):
+        result = verify("triple")
+        assert result.exit_code == 1
+        assert "bug third does not fail test_quarter of its killed_by (--kata-seed 0)" in result.output
+
+
+def test_an_earlier_proof_hides_no_problem_of_the_folder(verify, triple):
+    assert verify("triple").exit_code == 0
+    edited(triple, "README.md", "easy", "hard")
+    result = verify("triple")
+    assert result.exit_code == 1
+    assert "README.md, line 3" in result.output
+    assert rows(result.output)[0][-3:] == ["as", "before", "PROBLEMS"]
+
+
+def test_a_killed_by_that_never_fails_is_named_without_whole(verify, triple):
+    edited(triple, "kata.toml", '["test_triple"]', '["test_quarter_of_nothing"]')
+    edited(triple, "kata.toml", '["test_quarter"]', '["test_quarter", "test_triple"]')
+    output = verify("triple").output
+    assert "bug doubles does not fail test_quarter_of_nothing of its killed_by" in output
+    assert "does not fail test_triple" not in output  # its other test does
+    assert "bug third does not fail test_triple of its killed_by" in (
+        verify("triple", "--whole").output
+    )

@@ -149,6 +149,7 @@ def test_a_touch_without_a_change_runs_nothing(kata):
         assert runner.runs == 1
 
 
+@pytest.mark.own_process
 def test_a_runner_that_dies_is_reported_and_not_waited_for(project, kata):
     from dojo.errors import DojoError
 

@@ -17,7 +17,7 @@ from dojo.project import Project
 from dojo.runner.pool import Pool, runner_pool
 from dojo.runner.runner import Runner
 from dojo.testrun.implementation import Reference
-from dojo.verification.bugs import verify
+from dojo.verification.bugs import Verifier
 from dojo.verification.mutation import judging
 
 _COSMIC_RAY = """
@@ -84,7 +84,7 @@ def verify_rate(project: Project, kata: Kata) -> float:
     """Return how many variants `kata verify` runs in a second on a core."""
     with runner_pool(project) as pool:
         list(pool.map(lambda runner, _: runner.run(kata, Reference()), range(pool.size)))
-        findings = verify(project, kata, pool, has_gpu=False)
-    if not findings.caught_by:  # no bug was run
+        findings = Verifier(project, pool).verify(kata)
+    if findings.problems:
         raise DojoError(f"{kata.name} cannot be verified: {findings.problems[0]}")
     return findings.runs / findings.seconds / pool.size

@@ -8,6 +8,7 @@ from typing import TextIO
 
 import click
 
+from dojo.cli.progress import verifying
 from dojo.cli.table import render
 from dojo.errors import DojoError, typed
 from dojo.kata import catalogue
@@ -17,13 +18,19 @@ from dojo.runner.pool import runner_pool
 from dojo.testrun.device import has_gpu
 from dojo.testrun.limits import Limits
 from dojo.verification import lint
-from dojo.verification.bugs import verify
+from dojo.verification.bugs import Verifier
 from dojo.verification.findings import Findings, Standing, Tally
 from dojo.wording.quantities import count
 
 
 @click.command(name="verify")
 @click.argument("names", metavar="[KATA]...", nargs=-1)
+@click.option(
+    "--whole",
+    is_flag=True,
+    help="Let no test end a run, and believe no earlier proof: see every test of every killed_by "
+    "fail, whatever else is planted.",
+)
 @click.option("--mutants", is_flag=True, help="Try mutants of the reference in place of the bugs.")
 @click.option("--all", "both", is_flag=True, help="Try the bugs, then the mutants.")
 @click.option(
@@ -45,6 +52,7 @@ from dojo.wording.quantities import count
 def command(
     project: Project,
     names: tuple[str, ...],
+    whole: bool,
     mutants: bool,
     both: bool,
     sample: int | None,
@@ -53,23 +61,30 @@ def command(
 ) -> None:
     """Check katas (all unless named): the reference passes, every bug is caught.
 
-    Bugs are planted alone, in every pair, and in some larger sets. A draft, whose kata.toml has
-    a TODO left, does not count unless it is named.
+    Bugs are planted alone, in every pair, and in some larger sets; the first test of a bug's
+    killed_by to fail has caught it. What is proved is noted in .dojo/proofs, and not run again
+    until the kata, what runs its tests, or a version changes. A draft, whose kata.toml has a TODO
+    left, does not count unless it is named.
 
     Mutants take long. What is judged is kept in .dojo/mutants until the kata or its tests change:
     Ctrl-C stops, and the same command goes on from there.
 
     \b
     Example: kata verify softmax
+    Example: kata verify softmax --whole
     Example: kata verify --mutants softmax --json scores.json
     Exit status: 0 all is well, 1 something is not caught or malformed.
     """
     if not (mutants or both) and (sample or record or json_file):
         raise click.UsageError("--sample, --record and --json go with --mutants or --all")
+    if mutants and whole:
+        raise click.UsageError("--whole is about the bugs: leave out --mutants, or take --all")
     if sample and record:
         raise click.UsageError("--record chooses among all mutants: leave out --sample")
     katas = playable(catalogue.named(project, names))
-    well = mutants or _bugs(project, katas, named=bool(names), err=json_file is not None)
+    well = mutants or _bugs(
+        project, katas, named=bool(names), whole=whole, err=json_file is not None
+    )
     if mutants or both:
         judged = katas if names else _without_drafts(katas)
         well &= _mutants().verify_mutants(project, judged, sample, record, json_file)
@@ -77,16 +92,18 @@ def command(
         raise SystemExit(1)
 
 
-def _bugs(project: Project, katas: Sequence[Kata], *, named: bool, err: bool) -> bool:
+def _bugs(project: Project, katas: Sequence[Kata], *, named: bool, whole: bool, err: bool) -> bool:
     if not lint.has_ruff():
         click.echo("not linted: ruff is missing; scripts/test.sh installs it", err=True)
     found = []
     # Compiling and tuning kernels takes far longer than running them.
     limits = Limits(run_seconds=600.0) if has_gpu() else None
-    with runner_pool(project, limits) as pool:
+    with runner_pool(project, limits) as pool, verifying() as progress:
+        verifier = Verifier(project, pool, whole=whole, has_gpu=has_gpu(), ran=progress.ran)
+        progress.expect({kata: verifier.runs_of(kata) for kata in katas})
         for kata in katas:
-            click.echo(f"verifying {kata.name} ...", err=True)
-            found.append(verify(project, kata, pool, has_gpu()))
+            progress.begin(kata)
+            found.append(verifier.verify(kata))
     click.echo(render_table(found), err=err)
     for findings in found:
         _show(findings, named=named, err=err)
@@ -135,21 +152,19 @@ def render_table(found: Sequence[Findings]) -> str:
     """Return the table: a row a kata."""
     rows = []
     for findings in found:
-        counts = findings.caught_by.values()
-        alone = Tally(len(counts), sum(number > 0 for number in counts))
+        proof = findings.proof
         rows.append(
             (
                 findings.kata.name,
-                _share(alone),
-                f"{min(counts)}-{max(counts)}" if counts else "-",
-                _share(findings.pairs),
-                _share(findings.larger_sets),
-                f"{findings.reference_seconds:.2f}",
-                f"{findings.seconds:.1f}",
+                _share(proof.alone),
+                _share(proof.pairs),
+                _share(proof.larger_sets),
+                f"{proof.reference_seconds:.2f}",
+                "as before" if findings.known else f"{findings.seconds:.1f}",
                 findings.standing,
             )
         )
-    header = ("kata", "bugs caught", "by tests", "pairs", "larger sets", "tests s", "total s", "")
+    header = ("kata", "bugs caught", "pairs", "larger sets", "tests s", "total s", "")
     return render(header, rows)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from dojo.kata.kata import Kata
 from dojo.testrun.results import Outcome, RunResult
@@ -24,17 +25,31 @@ class Tally:
 
 
 @dataclass
+class Proof:
+    """What running a kata's tests showed."""
+
+    alone: Tally = field(default_factory=Tally)
+    pairs: Tally = field(default_factory=Tally)
+    larger_sets: Tally = field(default_factory=Tally)
+    reference_seconds: float = 0.0  # that the reference's tests took, in the fastest run
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> "Proof":
+        """Return the proof from its plain data."""
+        tallies = {name: Tally(**facts[name]) for name in ("alone", "pairs", "larger_sets")}
+        return cls(**{**facts, **tallies})
+
+
+@dataclass
 class Findings:
     """What verifying one kata found; no problems means that it can be trusted."""
 
     kata: Kata
     problems: list[str] = field(default_factory=list)
-    caught_by: dict[str, int] = field(default_factory=dict)  # bug id -> number of tests
     unchecked: list[str] = field(default_factory=list)  # bugs that only a GPU shows
-    pairs: Tally = field(default_factory=Tally)
-    larger_sets: Tally = field(default_factory=Tally)
+    proof: Proof = field(default_factory=Proof)
+    known: bool = False  # nothing was run: the proof is an earlier one, and nothing has changed
     runs: int = 0
-    reference_seconds: float = 0.0  # that the reference's tests took, in the fastest run
     seconds: float = 0.0
 
     @property

@@ -378,7 +378,9 @@ def test_what_has_a_problem_is_not_proved(verify, triple):
     for _ in range(2):
         result = verify("triple")
         assert result.exit_code == 1
-        assert "bug third does not fail test_quarter of its killed_by (--kata-seed 0)" in result.output
+        assert (
+            "bug third does not fail test_quarter of its killed_by (--kata-seed 0)" in result.output
+        )
 
 
 def test_an_earlier_proof_hides_no_problem_of_the_folder(verify, triple):

@@ -24,12 +24,18 @@ class Comparison:
 def comparisons(project: Project, kata: Kata, sizes: Sizes) -> Iterator[Comparison]:
     """Measure on a copy of the project, and yield each comparison as it is made.
 
-    The first works on every machine: it needs nothing but pytest.
+    The first two work on every machine: they need nothing but pytest, whose first failure comes
+    with its verdict.
     """
-    task, ours = "save to verdict", saves.ours(project, kata, sizes.saves)
-    yield compared(task, "cold pytest", ours, lambda: saves.cold_pytest(project, kata, sizes.saves))
+    ours = saves.ours(project, kata, sizes.saves)
+    cold = saves.cold_pytest(project, kata, sizes.saves)
+    yield Comparison("save to first failure", "cold pytest", ours.failure, cold)
+    yield Comparison("save to verdict", "cold pytest", ours.verdict, cold)
     yield compared(
-        task, "pytest-watcher", ours, lambda: saves.pytest_watcher(project, kata, sizes.saves)
+        "save to verdict",
+        "pytest-watcher",
+        ours.verdict,
+        lambda: saves.pytest_watcher(project, kata, sizes.saves),
     )
     yield compared(
         "a mutant",

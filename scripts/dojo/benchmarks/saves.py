@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import dataclass
 from statistics import median
 
 from dojo.benchmarks.copies import left_as_found
@@ -13,11 +14,19 @@ _PAUSE_SECONDS = 1.0  # as a person leaves between saves, and longer than a watc
 _PYTEST_VERDICT = r"(passed|failed).* in [\d.]+s"
 
 
-def ours(project: Project, kata: Kata, saves: int) -> float:
-    """Return the median seconds from a save to the verdict of `kata watch`."""
+@dataclass(frozen=True)
+class Waits:
+    """Median seconds from a save to the first failing test on the screen, and to the verdict."""
+
+    failure: float
+    verdict: float
+
+
+def ours(project: Project, kata: Kata, saves: int) -> Waits:
+    """Save under `kata watch`."""
     command = [sys.executable, "-m", "dojo", "watch", kata.name]
     # It has shown its keys once it waits for the next save.
-    return _watched(command, project, kata, saves, rf"^{kata.name}: .*$", r"q quit")
+    return _watched(command, project, kata, saves, rf"^{kata.name}: .*$", r"q quit", r"^  fails: ")
 
 
 def cold_pytest(project: Project, kata: Kata, saves: int) -> float:
@@ -42,25 +51,35 @@ def pytest_watcher(project: Project, kata: Kata, saves: int) -> float:
     # It forgets a save that comes before pytest has ended, which on a busy machine can be seconds
     # after pytest's last line; it shows how to get its menu when it watches again.
     ready = r"Press w to show menu"
-    return _watched([*watcher, folder, "-q"], project, kata, saves, _PYTEST_VERDICT, ready)
+    command = [*watcher, folder, "-q"]
+    return _watched(command, project, kata, saves, _PYTEST_VERDICT, ready).verdict
 
 
 def _watched(
-    command: list[str], project: Project, kata: Kata, saves: int, verdict: str, ready: str
-) -> float:
-    """Run a watcher, save again and again, and wait for its verdicts."""
+    command: list[str],
+    project: Project,
+    kata: Kata,
+    saves: int,
+    verdict: str,
+    ready: str,
+    failure: str = "",
+) -> Waits:
+    """Run a watcher, save again and again, and wait for its first failures and its verdicts."""
     with left_as_found(project, kata), in_terminal(command, project) as terminal:
         terminal.wait_for("a verdict", verdict)  # of its first run
         terminal.wait_for("its keys", ready)
-        seconds = []
+        failures, verdicts = [], []
         for number in range(saves):
             time.sleep(_PAUSE_SECONDS)
+            terminal.forget()
             started = time.monotonic()
             _save(kata, number)
+            terminal.wait_for("a failure", failure)
+            failures.append(time.monotonic() - started)
             terminal.wait_for("a verdict", verdict)
-            seconds.append(time.monotonic() - started)
+            verdicts.append(time.monotonic() - started)
             terminal.wait_for("its keys", ready)
-        return median(seconds)
+        return Waits(median(failures), median(verdicts))
 
 
 def _save(kata: Kata, number: int) -> None:

@@ -14,10 +14,15 @@ TOLERANCES = {
 DTYPES = list(TOLERANCES)
 # No two axes of a shape are equal; a number alone comes last.
 SHAPES = [(3, 5), (1, 6), (6, 1), (4, 3, 5), (2, 5, 3, 7), (9,), (1,), ()]
-# One, odd, a power of two, and just over one: blocks of any usual size end inside the last two.
-LENGTHS = [1, 127, 128, 1000, 1025, 4097, 20_001]
+# One, blocks of any usual size, and one more; blocks of any usual size end inside the last.
+LENGTHS = [
+    (1, torch.float16),
+    (4096, torch.float32),
+    (4097, torch.float16),
+    (20_001, torch.float32),
+]
 # Neither axis is a multiple of a usual tile's, and either may be the long one.
-MATRICES = [(131, 70), (65, 129), (3, 300), (300, 3)]
+MATRICES = [(65, 129), (130, 3)]
 
 
 def numbers(*shape, dtype=torch.float32):
@@ -49,9 +54,14 @@ def scattered(x):
     return larger.transpose(0, -1)[(slice(1, None, 2),) * x.ndim].copy_(x)
 
 
+def strided(x):
+    """Return the same values in every layout there is here but a contiguous one, by name."""
+    return [*list(layouts(x))[1:], ("scattered", scattered(x))]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_silu_matches_torch(impl, dtype):
-    for shape in SHAPES:
+    for shape in SHAPES[DTYPES.index(dtype) :: 2]:
         x = numbers(*shape, dtype=dtype)
         with forbid("silu", "silu_", "sigmoid", "sigmoid_", "exp", "exp_"):
             actual = run(impl.silu, x)
@@ -65,18 +75,16 @@ def test_silu_by_hand(impl):
     assert_matches(actual, expected, "silu of (-20, -1, 0, 1, 20)", **TOLERANCES[x.dtype])
 
 
-@pytest.mark.parametrize("length", [5, 1000, 4095])
+@pytest.mark.parametrize("length", [5, 4095])
 def test_nothing_behind_the_last_element_is_written(impl, length):
     x = numbers(length)
     check_into(impl, x, torch.empty(length), f"{length} numbers")
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-def test_tensors_of_any_length(impl, length):
-    x = numbers(length)
-    assert_silu(run(impl.silu, x), x, f"silu of {length} numbers")
-    half = numbers(length, dtype=torch.float16)
-    assert_silu(run(impl.silu, half), half, f"silu of {length} float16 numbers")
+@pytest.mark.parametrize(("length", "dtype"), LENGTHS)
+def test_tensors_of_any_length(impl, length, dtype):
+    x = numbers(length, dtype=dtype)
+    assert_silu(run(impl.silu, x), x, f"silu of {length} numbers, {dtype}")
 
 
 @pytest.mark.parametrize("shape", MATRICES)
@@ -88,10 +96,13 @@ def test_strided_matrices_of_any_size(impl, shape):
 
 
 def test_x_of_any_layout(impl):
-    for shape in [(7, 5), (4, 3, 5), (2, 5, 3, 7)]:
-        for layout, x in [*layouts(numbers(*shape)), ("scattered", scattered(numbers(*shape)))]:
-            assert_silu(run(impl.silu, x), x, f"silu of a {shape} tensor that is {layout}")
-            check_into(impl, x, torch.empty(shape), f"a {shape} x that is {layout}")
+    for layout, x in strided(numbers(7, 5)):
+        assert_silu(run(impl.silu, x), x, f"silu of a (7, 5) tensor that is {layout}")
+        check_into(impl, x, torch.empty(7, 5), f"a (7, 5) x that is {layout}")
+    for layout, x in strided(numbers(4, 3, 5)):
+        assert_silu(run(impl.silu, x), x, f"silu of a (4, 3, 5) tensor that is {layout}")
+    for layout, x in strided(numbers(2, 5, 3, 7)):
+        check_into(impl, x, torch.empty(2, 5, 3, 7), f"a (2, 5, 3, 7) x that is {layout}")
 
 
 def test_x_of_rows_far_apart(impl):
@@ -135,22 +146,23 @@ def test_out_is_a_strided_matrix(impl):
         "a window on a larger matrix": torch.empty(10, 12)[2:9, 4:9],
         "one slice of a last axis": torch.empty(7, 5, 4)[..., 2],
     }
-    for where, out in places.items():
-        check_into(impl, x, out, f"out that is {where}")
-        check_into(impl, x.half(), out.half(), f"float16 out that is {where}")
+    for i, (where, out) in enumerate(places.items()):
+        dtype = DTYPES[i % 2]
+        check_into(impl, x.to(dtype), out.to(dtype), f"{dtype} out that is {where}")
     check_into(impl, numbers(9), torch.empty(9, 4)[:, 1], "out that is a column")
 
 
 def test_out_of_more_axes(impl):
-    for shape in [(4, 3, 5), (2, 5, 3, 7)]:
-        x = numbers(*shape)
-        for layout, out in [*layouts(x), ("scattered", scattered(x))]:
-            check_into(impl, x, out, f"a {shape} out that is {layout}")
-            check_into(impl, scattered(x), out, f"x scattered, a {shape} out that is {layout}")
+    x = numbers(4, 3, 5)
+    for layout, out in strided(x):
+        check_into(impl, x, out, f"a (4, 3, 5) out that is {layout}")
+    x = scattered(numbers(2, 5, 3, 7))
+    for layout, out in strided(x):
+        check_into(impl, x, out, f"x scattered, a (2, 5, 3, 7) out that is {layout}")
 
 
 def test_out_may_be_x(impl):
-    for shape in [(9,), (7, 5), (4, 3, 5)]:
+    for shape in [(9,), (4, 3, 5)]:
         for layout, x in [*layouts(numbers(*shape)), ("scattered", scattered(numbers(*shape)))]:
             with guarded() as memory:
                 target = memory.place(x, "x, which is out", written=True)
@@ -181,10 +193,9 @@ def test_float16_of_very_negative_numbers(impl):
 
 def test_empty_tensors(impl):
     for shape in [(0,), (0, 3), (3, 0), (2, 0, 4), (2, 0, 3, 0, 5)]:
-        for dtype in DTYPES:
-            x = torch.empty(shape, dtype=dtype)
-            assert_silu(run(impl.silu, x), x, f"silu of an empty {shape} tensor")
-            check_into(impl, x, torch.empty_like(x), f"an empty {shape} tensor")
+        x = torch.empty(shape)
+        assert_silu(run(impl.silu, x), x, f"silu of an empty {shape} tensor")
+        check_into(impl, x, torch.empty_like(x), f"an empty {shape} tensor")
 
 
 def need(gigabytes):

@@ -43,44 +43,43 @@ def check(impl, x, behaviour):
 # Right results.
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_of_any_width(impl, dtype):
-    # One, odd, powers of two and just over them. No two axes are equal.
-    for shape in [
-        (3, 1),
-        (1, 6),
-        (4, 7),
-        (6, 8),
-        (3, 33),
-        (2, 128),
-        (5, 781),
-        (3, 1025),
-        (2, 4097),
-    ]:
+# One, odd, powers of two and just over them. No two axes are equal.
+@pytest.mark.parametrize(
+    ("dtype", "shapes"),
+    [
+        (torch.float32, [(3, 1), (4, 7), (2, 128), (3, 1025)]),
+        (torch.float16, [(1, 6), (6, 8), (3, 33), (5, 781), (2, 4097)]),
+    ],
+)
+def test_rows_of_any_width(impl, dtype, shapes):
+    for shape in shapes:
         check(impl, scores(*shape, dtype=dtype), "rows of one width")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_many_rows(impl, dtype):
-    for shape in [(150, 3), (70, 1), (131, 40)]:
-        check(impl, scores(*shape, dtype=dtype), "many rows")
+@pytest.mark.parametrize(
+    ("dtype", "shape"), [(torch.float32, (131, 40)), (torch.float16, (150, 3))]
+)
+def test_many_rows(impl, dtype, shape):
+    check(impl, scores(*shape, dtype=dtype), "many rows")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_wider_than_a_tile(impl, dtype):
-    for shape in [(2, 16_384), (3, 16_385), (1, 50_001)]:
+@pytest.mark.parametrize(
+    ("dtype", "shapes"),
+    [(torch.float32, [(2, 16_385)]), (torch.float16, [(2, 16_384), (1, 50_001)])],
+)
+def test_rows_wider_than_a_tile(impl, dtype, shapes):
+    for shape in shapes:
         check(impl, scores(*shape, dtype=dtype), "wide rows")
 
 
 def test_strided_x(impl):
-    for shape in [(7, 5), (33, 200)]:
-        for layout, x in layouts(scores(*shape)):
-            check(impl, x, f"a tensor that is {layout}")
+    for layout, x in list(layouts(scores(7, 5)))[1:]:
+        check(impl, x, f"a tensor that is {layout}")
     for x in [
         scores(7).expand(4, 7),
         scores(4, 1).expand(4, 7),
-        scores(150, 40).T,
-        scores(131, 200).T,
+        scores(17, 401)[:, 1::2],
+        scores(131, 40).T,
         scores(600, 3).T,
         scores(1, 34_000)[:, ::2],
         scores(1, 600).expand(3, 600),
@@ -93,8 +92,8 @@ def test_scores_far_apart(impl):
     check(impl, scores(4, 9) + levels, "rows at -10,000, -100, 0 and 10,000")
     wide = scores(2, 17_000)
     wide[0, 16_500] = wide[1, 3] = 1e3
-    check(impl, wide, "wide rows with one score of 1,000, late and early")
-    check(impl, wide - 1e4, "wide rows near -10,000")
+    wide[1] -= 1e4
+    check(impl, wide, "wide rows near 0 and -10,000 with one score 1,000 above, late and early")
     check(impl, torch.tensor([[-6e4, 6e4, 0.0], [6e4, 6e4, 6e4]]).half(), "scores of ±60,000")
 
 
@@ -106,9 +105,9 @@ def test_scores_of_minus_infinity(impl):
     wide = scores(3, 20_000)
     wide[0, :17_000] = wide[1, 3_000:] = wide[2] = -INF
     check(impl, wide, "wide rows that begin or end with -inf, and one of nothing else")
-    tall = scores(40, 300).T
-    tall[:200, :30] = -INF
-    check(impl, tall, "a transposed tensor with -inf")
+    x = scores(150, 40).T
+    x[:30, :130] = -INF
+    check(impl, x, "a transposed tensor whose first rows begin with -inf")
 
 
 def test_empty_x(impl):
@@ -118,7 +117,7 @@ def test_empty_x(impl):
 
 
 def test_torch_does_not_do_the_arithmetic(impl):
-    for shape in [(4, 7), (2, 20_000)]:
+    for shape in [(4, 7), (1, 20_000)]:
         with forbid("softmax", "log_softmax", "logsumexp", "exp", "exp2", "sum", "max", "amax"):
             run(impl.softmax, x=scores(*shape))
 

@@ -1,6 +1,5 @@
 """Runs many variants of katas at once: one warm runner a core."""
 
-import os
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +9,7 @@ from typing import TypeVar
 
 from dojo.project import Project
 from dojo.runner.runner import Runner
+from dojo.testrun.device import cores
 from dojo.testrun.limits import Limits
 
 Job = TypeVar("Job")
@@ -59,17 +59,10 @@ class Pool:
                         runner.cancel()
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS; a container may allow fewer than all
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 @contextmanager
 def runner_pool(project: Project, limits: Limits | None = None) -> Iterator[Pool]:
     """Start as many runners as there are cores, and end them afterwards."""
-    runners = [Runner(project, limits) for _ in range(cores())]
+    runners = [Runner(project, limits, processes=1) for _ in range(cores())]
     try:
         yield Pool(runners)
     finally:

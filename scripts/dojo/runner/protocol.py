@@ -6,11 +6,13 @@ of its own, which the answer holds.
 """
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from itertools import chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, TextIO
 
 from dojo.testrun.results import Outcome, TestResult
 
@@ -33,7 +35,10 @@ class Request:
     seed: int = 0
     only: tuple[str, ...] = ()  # test functions: no others run; all if there are none
     first: tuple[str, ...] = ()  # test functions that run before the others
+    until_failure: bool = False  # whether the first failure ends the run
     wants_failure: bool = False  # whether the first failure is sent at once
+    processes: int = 1  # how many share out the tests
+    part: int = 0  # which of them this one is
 
     def encoded(self) -> bytes:
         """Return the request as a line."""
@@ -70,9 +75,9 @@ class Answer:
     """What came of a request."""
 
     stopped: Stopped | None
-    status: int | None  # the exit code of the process that ran the tests, if it was waited for
+    status: int | None  # the exit code of a process that did not run its tests to the end
     seconds: float
-    lines: tuple[str, ...]  # see `Account`
+    lines: tuple[tuple[str, ...], ...]  # of each process; see `Account`
 
     def encoded(self) -> bytes:
         """Return the answer as a line."""
@@ -82,7 +87,8 @@ class Answer:
     def of(cls, facts: dict[str, Any]) -> "Answer":
         """Return the answer from its plain data."""
         stopped = Stopped(facts["stopped"]) if facts["stopped"] else None
-        return cls(stopped, facts["status"], facts["seconds"], tuple(facts["lines"]))
+        lines = tuple(tuple(said) for said in facts["lines"])
+        return cls(stopped, facts["status"], facts["seconds"], lines)
 
 
 def reply(line: bytes) -> Failure | Answer:
@@ -95,22 +101,25 @@ def reply(line: bytes) -> Failure | Answer:
 
 @dataclass(frozen=True)
 class Account:
-    """What the process that ran the tests said of them."""
+    """What the processes that ran the tests said of them."""
 
     tests: tuple[TestResult, ...]
     problems: tuple[str, ...]  # why tests could not be collected, or pytest itself went wrong
-    exit_code: int | None  # pytest's; none if the process ended before
+    exit_code: int | None  # pytest's, the worst of them; none if a process ended before
 
     @classmethod
-    def of(cls, lines: Iterable[str]) -> "Account":
-        """Read the lines; one that was cut off as the process died is left out."""
-        messages = list(map(_parsed, lines))
+    def of(cls, lines: Iterable[Iterable[str]]) -> "Account":
+        """Read the lines of each process; one that was cut off as it died is left out."""
+        said = [list(map(_parsed, of_one)) for of_one in lines]
+        messages = list(chain.from_iterable(said))
         # In the file's order, whichever ran first.
-        tests = sorted((said for said in messages if "test" in said), key=itemgetter("place"))
+        tests = sorted((one for one in messages if "test" in one), key=itemgetter("place"))
+        codes = [next((one["exit"] for one in of_one if "exit" in one), None) for of_one in said]
+        known = [code for code in codes if code is not None]
         return cls(
-            tuple(TestResult.from_json(said["test"]) for said in tests),
-            tuple(said["problem"] for said in messages if "problem" in said),
-            next((said["exit"] for said in messages if "exit" in said), None),
+            tuple(TestResult.from_json(one["test"]) for one in tests),
+            tuple(one["problem"] for one in messages if "problem" in one),
+            max(known) if len(known) == len(codes) else None,
         )
 
 
@@ -137,6 +146,22 @@ def failure(line: bytes) -> Failure | None:
     said = _parsed(line.decode("utf-8", errors="replace"))
     test = TestResult.from_json(said["test"]) if "test" in said else None
     return Failure(test) if test and test.outcome is Outcome.FAILED else None
+
+
+def send(answers: TextIO, line: bytes) -> None:
+    """Send a line at once."""
+    answers.write(line.decode())
+    answers.flush()
+
+
+def read_line(descriptor: int) -> bytes:
+    """Read one line byte by byte: select() does not see what a buffered reader holds back."""
+    line = bytearray()
+    while byte := os.read(descriptor, 1):
+        line += byte
+        if byte == b"\n":
+            break
+    return bytes(line)
 
 
 def _parsed(line: str) -> dict[str, Any]:

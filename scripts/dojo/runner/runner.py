@@ -15,23 +15,33 @@ from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.runner.protocol import Account, Answer, Request, Stopped
 from dojo.runner.transport import Cold, Tell, Transport, Warm
+from dojo.testrun.device import cores
 from dojo.testrun.implementation import Implementation, Learner, Planted, Text, write_variant
 from dojo.testrun.limits import Limits
 from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
+
+_MOST_PROCESSES = 4  # more would load a kata's file more often than they save time
 
 
 class Runner:
     """Runs tests in processes of their own. One run at a time; `cancel` from any thread."""
 
     def __init__(
-        self, project: Project, limits: Limits | None = None, warm: bool = hasattr(os, "fork")
+        self,
+        project: Project,
+        limits: Limits | None = None,
+        warm: bool = hasattr(os, "fork"),
+        processes: int | None = None,
     ) -> None:
         """Start the warm process; it gets ready while the caller goes on.
 
         Not `warm`, for where there is no fork: a fresh process for every run, the same results.
+        As many `processes` as there are cores, or a few, share out the tests of a run, unless a
+        number is given.
         """
         self._project = project
         self._limits = limits or Limits.from_environment()
+        self._processes = (processes or min(cores(), _MOST_PROCESSES)) if warm else 1
         self._lock = threading.Lock()
         self._variants = tempfile.TemporaryDirectory(prefix="kata-variants-")
         self._transport: Transport = Warm(project) if warm else Cold(project)
@@ -67,11 +77,14 @@ class Runner:
         """
         with self._lock, self._in_a_file(kata, implementation) as impl:
             request = replace(
-                self._request(kata, impl, first_failure),
+                self._request(kata, impl),
                 seed=secrets.randbelow(2**31) if seed is None else seed,
                 only=tuple(sorted(only)),
                 first=tuple(sorted(first)),
+                until_failure=first_failure,
                 wants_failure=tell_failure is not None,
+                # Until the first failure is for whoever has a runner on every core.
+                processes=1 if first_failure else self._processes,
             )
             answer = self._transport.ask(request, tell_failure or _tell_nobody)
         return _result(answer, self._limits)
@@ -91,7 +104,7 @@ class Runner:
         finally:
             variant.path.unlink()
 
-    def _request(self, kata: Kata, impl: str, first_failure: bool) -> Request:
+    def _request(self, kata: Kata, impl: str) -> Request:
         """Return the request for all tests."""
         root = self._project.root
         return Request(
@@ -105,7 +118,6 @@ class Runner:
                 "-pno:cacheprovider",
                 # A crash ends in a verdict; its trace would come out among what is shown.
                 "-pno:faulthandler",
-                *(["--exitfirst"] if first_failure else []),
             ),
             collects=(str(kata.tests), str(root / "conftest.py"), str(root / "pyproject.toml")),
             impl=impl,

@@ -106,7 +106,7 @@ class Cold:
             Stopped.CANCELLED if self._cancelled.is_set() else stopped,
             self._process.returncode,
             time.monotonic() - started,
-            tuple(output.decode("utf-8", errors="replace").splitlines()),
+            (tuple(output.decode("utf-8", errors="replace").splitlines()),),
         )
 
     def cancel(self) -> None:

@@ -29,9 +29,8 @@ def main() -> None:
     try:
         limit_memory(request.memory_bytes)
         enter(request)
-        which = [f"--impl={request.impl}", f"--kata-seed={request.seed}"]
-        plugins = [results, _Arrangement(request)]
-        results.finish(pytest.main([*request.arguments, *which], plugins=plugins))
+        plugins = [results, _TakingOn(request)]
+        results.finish(pytest.main(list(request.arguments), plugins=plugins))
     except BaseException:
         exit_process(70)
     exit_process(0)
@@ -105,22 +104,27 @@ class Results:
             self._file.flush()
 
 
-def arrange(items: list[Any], request: Request) -> None:
-    """Leave out tests that the request does not ask for, and put those first that it names so."""
+def take_on(request: Request, session: Any) -> None:
+    """Have a session, whose tests are collected, run what the request asks for."""
+    option, items = session.config.option, session.items
+    option.impl = request.impl
+    option.kata_seed = request.seed
+    option.maxfail = int(request.until_failure)
     if request.only:
         items[:] = [item for item in items if item.originalname in request.only]
     items.sort(key=lambda item: item.originalname not in request.first)
+    items[:] = items[request.part :: request.processes]
 
 
-class _Arrangement:
-    """A pytest plugin that arranges the tests once their places are noted."""
+class _TakingOn:
+    """A pytest plugin that takes a request on once the places of the tests are noted."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: Any) -> None:
-        arrange(session.items, self._request)
+        take_on(self._request, session)
 
 
 def limit_memory(extra: int) -> None:

@@ -1,6 +1,7 @@
-"""Says whether there is a GPU, without touching it, and times what runs on it."""
+"""What the machine has: cores, and a GPU, which is not touched to see; times what runs on it."""
 
 import functools
+import os
 import warnings
 from collections.abc import Callable
 
@@ -26,3 +27,10 @@ def milliseconds(call: Callable[[], object]) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.compile's advice is not for here
         return float(do_bench(call, return_mode="median"))
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS; a container may allow fewer than all
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

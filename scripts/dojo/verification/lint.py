@@ -6,12 +6,11 @@ What the reference itself is told counts as usual; ruff is asked where it is ins
 import io
 import json
 import subprocess
-import sys
+import sysconfig
 import tempfile
 import tokenize
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
 from dojo.errors import DojoError
@@ -24,9 +23,13 @@ _REFERENCE = "the_reference"  # no bug can have this id
 Remarks = dict[str, Counter[str]]  # of each text, by its name
 
 
+# Not `python -m ruff`: Python's start would take longer than ruff's work.
+_RUFF = Path(sysconfig.get_path("scripts")) / "ruff"
+
+
 def has_ruff() -> bool:
     """Say whether ruff is here; a learner's environment does without."""
-    return find_spec("ruff") is not None
+    return _RUFF.is_file()
 
 
 def problems(project: Project, kata: Kata) -> Iterator[str]:
@@ -74,7 +77,7 @@ def _run_ruff(project: Project, command: str, folder: str, *options: str) -> str
     configuration = project.root / "pyproject.toml"
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "ruff", command, folder),
+            *(_RUFF, command, folder),
             *("--no-cache", "--quiet", f"--config={configuration}", *options),
         ],
         cwd=project.root,

@@ -48,8 +48,8 @@ if [ "$ALL" ]; then
     step "a sample of mutants: a minute"
     "$PYTHON" -m dojo verify --mutants --sample 16
 else
-    step "the tools: a minute on two cores (--all runs the slow tests too)"
+    step "the tools: a minute and a half on two cores (--all runs the slow tests too)"
     "$PYTHON" -m pytest scripts/tests -n auto --dist worksteal -q -m "not slow" "$@"
-    step "every kata, unless it is as an earlier run proved it: two minutes"
+    step "every kata, unless it is as an earlier run proved it: a minute and a half"
     "$PYTHON" -m dojo verify
 fi

@@ -322,6 +322,7 @@ def started(project, kata):
     return process, kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_goes_on_where_it_was(project, kata, cli, runner, how):
     slowed(kata)

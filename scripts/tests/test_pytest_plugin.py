@@ -221,6 +221,7 @@ def pytest_in_terminal(project):
     return start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["-s"]])
 @pytest.mark.parametrize(
     ("prompt_seconds", "code_seconds"),
@@ -239,6 +240,7 @@ def test_a_test_at_a_breakpoint_has_all_the_time(
         terminal.wait_for("a verdict", "01_scale: solved, 1 of 1 bug fixed")
 
 
+@pytest.mark.slow
 def test_a_breakpoint_in_a_file_that_loads_has_all_the_time(pytest_in_terminal, kata):
     kata.botched.write_text(f"import pdb; pdb.set_trace()\n{SOLUTION}")
     with pytest_in_terminal() as terminal:
@@ -256,6 +258,7 @@ def test_quitting_the_debugger_while_a_file_loads_ends_pytest(pytest_in_terminal
         terminal.wait_for("an end", "Exit: Quitting debugger")
 
 
+@pytest.mark.slow
 def test_after_a_breakpoint_an_endless_loop_of_the_next_test_is_stopped(pytest_in_terminal, kata):
     kata.botched.write_text(
         "def scale(x, factor):\n    if factor == 3: breakpoint()\n    return factor * x\n"
@@ -268,6 +271,7 @@ def test_after_a_breakpoint_an_endless_loop_of_the_next_test_is_stopped(pytest_i
     assert "still running after 1 s: an endless loop?" in shown
 
 
+@pytest.mark.slow
 def test_tests_that_are_stepped_through_have_all_the_time(pytest_in_terminal, kata):
     kata.botched.write_text(SOLUTION)
     with pytest_in_terminal("--trace", "-k", "shift") as terminal:
@@ -277,6 +281,7 @@ def test_tests_that_are_stepped_through_have_all_the_time(pytest_in_terminal, ka
         terminal.wait_for("an end", "the tests that ran pass")
 
 
+@pytest.mark.slow
 def test_a_look_at_a_failure_has_all_the_time(pytest_in_terminal):
     with pytest_in_terminal("--pdb") as terminal:
         for _ in range(2):
@@ -298,12 +303,14 @@ time.sleep(1.5)
 """
 
 
+@pytest.mark.slow
 def test_an_editors_debugger_has_all_the_time(run_pytest, kata):
     kata.botched.write_text(FOLLOWED.format(module="pydevd"))
     result = run_pytest("katas/01_scale", "--kata-timeout", "1")
     assert "01_scale: solved" in result.stdout, result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is new in Python 3.12")
 def test_a_debugger_that_does_not_trace_has_all_the_time(run_pytest, kata):
     claim = "import sys, time; sys.monitoring.use_tool_id(sys.monitoring.DEBUGGER_ID, 'editor')"
@@ -312,12 +319,14 @@ def test_a_debugger_that_does_not_trace_has_all_the_time(run_pytest, kata):
     assert "01_scale: solved" in result.stdout, result.stdout
 
 
+@pytest.mark.slow
 def test_measuring_coverage_is_no_debugging(run_pytest, kata):
     kata.botched.write_text(FOLLOWED.format(module="coverage.pytracer"))
     result = run_pytest("katas/01_scale", "--kata-timeout", "1")
     assert "TimedOut: still running after 1 s" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["loading", "a call"])
 def test_a_breakpoint_where_nobody_can_answer_ends_in_a_verdict(runner, kata, where):
     in_call = SOLUTION.replace("    return x +", "    breakpoint()\n    return x +")

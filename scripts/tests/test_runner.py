@@ -220,6 +220,7 @@ def test_a_run_can_be_cancelled_and_the_next_one_works(runner, kata):
     assert runner.run(kata).verdict == Verdict.PASSED
 
 
+@pytest.mark.slow
 @pytest.mark.own_process
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts through /proc")
 def test_many_runs_leave_nothing_behind(runner, kata):
@@ -262,6 +263,7 @@ def test_a_run_until_the_first_failure_ends_there(runner, kata):
     assert runner.run(kata, first_failure=True).verdict is Verdict.PASSED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warm", [True, False])
 def test_a_run_of_some_tests_runs_these_alone(project, kata, warm):
     with Runner(project, Limits(run_seconds=30.0), warm=warm) as runner:

@@ -17,7 +17,7 @@ from dojo.verification.findings import Findings, Proof, Tally, refusal
 from dojo.verification.ledger import Ledger
 from dojo.verification.sets import larger_sets, pairs
 
-REFERENCE_SEEDS = 5
+REFERENCE_SEEDS, REFERENCE_SEEDS_WHOLE = 2, 5
 BUG_SEEDS = 2
 
 # Seconds that a kata's tests may take on a CPU, after the imports.
@@ -32,8 +32,8 @@ class Verifier:
     """Runs the reference, every bug alone, every pair and larger sets of each kata.
 
     A bug is caught once a test of its `killed_by` fails. A `whole` check goes on from there: every
-    test of every `killed_by` has to fail, whatever else is planted, and earlier proofs that the
-    ledger keeps do not count.
+    test of every `killed_by` has to fail, whatever else is planted. It runs the reference on more
+    seeds, and earlier proofs that the ledger keeps do not count.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Verifier:
         self._project = project
         self._pool = pool
         self._whole = whole
+        self._reference_seeds = REFERENCE_SEEDS_WHOLE if whole else REFERENCE_SEEDS
         self._has_gpu = has_gpu
         self._ran = ran
         self._ledger = Ledger(project, has_gpu)
@@ -59,7 +60,7 @@ class Verifier:
             return 0
         bugs = self._checkable(kata)
         sets = len(pairs(kata, bugs)) + len(larger_sets(kata, bugs))
-        return REFERENCE_SEEDS + BUG_SEEDS * len(bugs) + sets
+        return self._reference_seeds + BUG_SEEDS * len(bugs) + sets
 
     def verify(self, kata: Kata) -> Findings:
         """Say what is wrong with a kata."""
@@ -103,7 +104,7 @@ class Verifier:
             return runner.run(kata, Reference(), seed)
 
         results = []
-        for seed, result in self._map(run, range(REFERENCE_SEEDS), findings):
+        for seed, result in self._map(run, range(self._reference_seeds), findings):
             if result.verdict is not Verdict.PASSED:
                 findings.problems.append(refusal(result, seed))
                 return False

@@ -1,8 +1,13 @@
-"""What the katas' tests share: comparisons that explain themselves, awkward layouts, bans."""
+"""What the katas' tests share: comparisons that explain themselves, properties, bans.
+
+The properties are promises that hold for almost every function of tensors, whatever it computes,
+and that solutions break in ways which no test of one call shows. A kata applies each to each of
+its functions in a line or two: `assert_repeatable`, `assert_any_layout`, `assert_any_mode`.
+"""
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,9 +95,136 @@ def assert_text(actual: Any, expected: str, behaviour: str) -> None:
     )
 
 
+def assert_all_match(actual: Any, expected: Any, behaviour: str, **tolerance: float) -> None:
+    """Compare a tensor, or a tuple of tensors of which some may be None, by `assert_matches`."""
+    if isinstance(expected, Tensor):
+        assert_matches(actual, expected, behaviour, **tolerance)
+        return
+    if not isinstance(actual, tuple) or len(actual) != len(expected):
+        got = f"{len(actual)} of them" if isinstance(actual, tuple) else type(actual).__name__
+        wanted = f"a tuple of {len(expected)}"
+        pytest.fail(f"{behaviour}: got {got}, not {wanted}", pytrace=False)
+    for number, (one, wanted) in enumerate(zip(actual, expected, strict=True), 1):
+        which = f"{behaviour} (part {number} of {len(expected)})"
+        if wanted is None:
+            assert one is None, f"{which}: got {type(one).__name__}, not None"
+        else:
+            assert_matches(one, wanted, which, **tolerance)
+
+
+def assert_repeatable(
+    call: Callable[..., Any],
+    inputs: Callable[[], Sequence[Any]],
+    expected: Callable[..., Any],
+    behaviour: str,
+    **tolerance: float,
+) -> None:
+    """Call a function again and again: nothing may stay from an earlier call, or change later.
+
+    `inputs` makes positional arguments, of the same shapes each time and of other values;
+    `expected` is the oracle of the same arguments. A result is a tensor or a tuple of these. It
+    must not share memory with an argument or with another result, so this is not for functions
+    that return views.
+    """
+    one, other = list(inputs()), list(inputs())
+    first = call(*one)
+    kept = _copied(first)
+    _assert_own_memory(first, {"an argument": one}, behaviour)
+    second = call(*other)
+    assert_all_match(
+        second, expected(*other), f"{behaviour}, called again with other values", **tolerance
+    )
+    # Compared with itself, so that a wrong value is not blamed on the second call.
+    assert_all_match(first, kept, f"{behaviour}, once it has been called again", rtol=0, atol=0)
+    _assert_own_memory(second, {"an earlier result": _tensors(first)}, behaviour)
+    for mine, new in zip(one, other, strict=True):
+        if isinstance(mine, Tensor):
+            mine.detach().copy_(new)
+        elif mine != new:
+            return  # not every argument can be changed in place
+    assert_all_match(
+        call(*one),
+        expected(*other),
+        f"{behaviour}, called again with the same tensors, changed in place",
+        **tolerance,
+    )
+
+
+def assert_any_layout(
+    call: Callable[..., Any],
+    inputs: Sequence[Any],
+    expected: Any,
+    behaviour: str,
+    **tolerance: float,
+) -> None:
+    """Call a function with each tensor argument in turn in each of the `layouts`."""
+    for place, argument in enumerate(inputs):
+        if not isinstance(argument, Tensor):
+            continue
+        for layout, tensor in layouts(argument.detach()):
+            arguments = [*inputs[:place], tensor, *inputs[place + 1 :]]
+            what = f"{behaviour} with argument {place + 1} {layout}"
+            with unchanged(**{f"number {place + 1}, {layout}": tensor}):
+                actual = call(*arguments)
+            assert_all_match(actual, expected, what, **tolerance)
+
+
+def assert_any_mode(
+    call: Callable[..., Any],
+    inputs: Sequence[Any],
+    expected: Any,
+    behaviour: str,
+    **tolerance: float,
+) -> None:
+    """Call a function under `torch.no_grad`, `torch.inference_mode` and another default dtype."""
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            actual = call(*inputs)
+        assert_all_match(actual, expected, f"{behaviour} under {mode.__name__}", **tolerance)
+    default = torch.get_default_dtype()
+    for dtype in (torch.float64, torch.float16):
+        try:
+            torch.set_default_dtype(dtype)
+            actual = call(*inputs)
+        finally:
+            torch.set_default_dtype(default)
+        what = f"{behaviour} where {dtype} is the default dtype"
+        assert_all_match(actual, expected, what, **tolerance)
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    parts = result if isinstance(result, tuple) else (result,)
+    return [part for part in parts if isinstance(part, Tensor)]
+
+
+def _copied(result: Any) -> Any:
+    if isinstance(result, tuple):
+        return tuple(map(_copied, result))
+    return result.detach().clone() if isinstance(result, Tensor) else result
+
+
+def _assert_own_memory(result: Any, others: dict[str, Sequence[Any]], behaviour: str) -> None:
+    """Fail if a part of the result lies in the memory of one of the others, or of another part."""
+    owners: dict[int, str] = {}  # by the address of the memory
+    for name, tensors in others.items():
+        for tensor in tensors:
+            if isinstance(tensor, Tensor):
+                owners[tensor.untyped_storage().data_ptr()] = name
+    for part in _tensors(result):
+        memory = part.untyped_storage()
+        if not memory.nbytes():
+            continue
+        if owner := owners.get(memory.data_ptr()):
+            message = f"{behaviour}: the result lies in the memory of {owner}"
+            pytest.fail(message, pytrace=False)
+        owners[memory.data_ptr()] = "another part of the result"
+
+
 def layouts(x: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Yield the same values in memory layouts that break code which assumes a contiguous one."""
     yield "contiguous", x.clone(memory_format=torch.contiguous_format)
+    if x.ndim == 0:
+        return
     if x.ndim >= 2:
         yield "transposed", x.transpose(0, -1).contiguous().transpose(0, -1)
     padded = torch.full((*x.shape[:-1], 2 * x.shape[-1] + 1), float("nan"), dtype=x.dtype)

@@ -128,6 +128,17 @@ def test_the_seed_repeats_the_data(run_pytest, kata):
     assert data() != data()
 
 
+def test_a_warning_is_shown_and_not_judged(run_pytest, kata):
+    text = kata.correct_source.replace(
+        "return x *", "warnings.warn('close to zero')\n    return x *"
+    )
+    kata.botched.write_text(f"import warnings\nwarnings.warn('as it loads')\n\n{text}")
+    result = run_pytest("katas/01_scale")
+    assert result.returncode == 0, result.stdout
+    assert "close to zero" in result.stdout
+    assert "as it loads" in result.stdout
+
+
 def test_an_edit_of_the_same_size_in_the_same_second_is_seen(run_pytest, kata):
     first = run_pytest("katas/01_scale")
     kata.botched.write_text(kata.botched.read_text().replace("x + factor", "x * factor"))

@@ -1,0 +1,112 @@
+"""The ready-made properties accept a correct function, and name what is wrong with any other."""
+
+import pytest
+import torch
+
+from dojo.testing import assert_all_match, assert_any_layout, assert_any_mode, assert_repeatable
+
+
+def inputs():
+    return torch.randn(5, 4), torch.randn(4)
+
+
+def expected(x, w):
+    return x * w, (x * w).sum(0)
+
+
+def correct(x, w):
+    return x * w, (x * w).sum(0)
+
+
+BUFFERS, KEPT, STATE = {}, {}, []
+
+
+def one_buffer_a_shape(x, w):
+    buffer = BUFFERS.setdefault(x.shape, torch.empty_like(x))
+    return buffer.copy_(x * w), (x * w).sum(0)
+
+
+def kept_by_address(x, w):
+    key = x.data_ptr(), w.data_ptr()
+    if key not in KEPT:
+        KEPT[key] = x.clone(), w.clone()
+    return expected(*KEPT[key])
+
+
+def kept_for_ever(x, w):
+    STATE.append(w.clone())
+    return expected(x, STATE[0])
+
+
+def into_its_argument(x, w):
+    total = (x * w).sum(0)
+    return x.mul_(w), total
+
+
+def parts_of_one(x, w):
+    both = torch.cat([x * w, (x * w).sum(0, keepdim=True)])
+    return both[:-1], both[-1]
+
+
+def needs_contiguous(x, w):
+    flat = torch.as_strided(x, (5, 4), (4, 1))
+    return expected(flat, w)
+
+
+def by_default_dtype(x, w):
+    return expected(x, w.to(torch.get_default_dtype()).to(x.dtype))
+
+
+def by_grad_mode(x, w):
+    return expected(x, w if torch.is_grad_enabled() else 2 * w)
+
+
+def test_a_correct_function_has_every_property():
+    assert_repeatable(correct, inputs, expected, "product")
+    arguments = inputs()
+    assert_any_layout(correct, arguments, expected(*arguments), "product")
+    assert_any_mode(correct, arguments, expected(*arguments), "product")
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (one_buffer_a_shape, "product, once it has been called again .part 1 of 2.: "),
+        (kept_by_address, "called again with the same tensors, changed in place .part 1 of 2.: "),
+        (kept_for_ever, "called again with other values .part 1 of 2.: "),
+        (into_its_argument, "product: the result lies in the memory of an argument"),
+        (parts_of_one, "product: the result lies in the memory of another part of the result"),
+    ],
+)
+def test_what_stays_from_an_earlier_call_is_named(function, reason):
+    with pytest.raises(pytest.fail.Exception, match=f"{reason}"):
+        assert_repeatable(function, inputs, expected, "product")
+
+
+def test_a_layout_that_is_not_understood_is_named():
+    arguments = inputs()
+    with pytest.raises(pytest.fail.Exception, match="product with argument 1 transposed"):
+        assert_any_layout(needs_contiguous, arguments, expected(*arguments), "product")
+
+
+@pytest.mark.parametrize(
+    ("function", "mode"), [(by_grad_mode, "under no_grad"), (by_default_dtype, "torch.float16 is")]
+)
+def test_a_mode_that_changes_the_result_is_named(function, mode):
+    arguments = inputs()
+    with pytest.raises(pytest.fail.Exception, match=mode):
+        assert_any_mode(function, arguments, expected(*arguments), "product")
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_parts_are_compared_one_by_one():
+    a, b = torch.ones(2), torch.zeros(3)
+    assert_all_match((a, None), (a, None), "parts")
+    for wrong, reason in [
+        ((a, b), "part 2 of 2.: got Tensor, not None"),
+        ([a, None], "got list, not a tuple of 2"),
+        ((a,), "got 1 of them, not a tuple of 2"),
+    ]:
+        with pytest.raises((pytest.fail.Exception, AssertionError), match=reason):
+            assert_all_match(wrong, (a, None), "parts")

@@ -363,7 +363,7 @@ def test_what_was_proved_is_not_run_again_until_something_changes(verify, triple
     assert rows(verify("triple").output)[0][-2:] != ["before", "ok"]
     [known] = rows(verify("triple").output)
     assert known[-3:] == ["as", "before", "ok"]
-    assert known[1:4] == ["6", "of", "6"]
+    assert known[1:5] == ["0", "6", "of", "6"]
     triple.botched.write_text("a learner's text\n")  # no proof rests on it
     assert rows(verify("triple").output)[0][-2] == "before"
     assert rows(verify("triple", "--whole").output)[0][-2] != "before"
@@ -401,3 +401,15 @@ def test_a_killed_by_that_never_fails_is_named_without_whole(verify, triple):
     assert "bug third does not fail test_triple of its killed_by" in (
         verify("triple", "--whole").output
     )
+
+
+def test_other_correct_solutions_are_run_and_one_that_is_refused_is_named(verify, triple):
+    solutions = triple.folder / "solutions"
+    solutions.mkdir()
+    (solutions / "same.py").write_text(triple.correct_source)
+    assert rows(verify("triple").output)[0][1] == "1"
+    (solutions / "sums.py").write_text(triple.correct_source.replace("3 * x", "x + x"))
+    result = verify("triple")
+    assert result.exit_code == 1
+    assert result.output.count("solutions/sums.py does not pass test_triple (--kata-seed 0)") == 1
+    assert rows(result.output)[0][1] == "1"

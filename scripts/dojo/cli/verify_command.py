@@ -59,12 +59,12 @@ def command(
     record: bool,
     json_file: TextIO | None,
 ) -> None:
-    """Check katas (all unless named): the reference passes, every bug is caught.
+    """Check katas (all unless named): correct solutions pass, every bug is caught.
 
-    Bugs are planted alone, in every pair, and in some larger sets; the first test of a bug's
-    killed_by to fail has caught it. What is proved is noted in .dojo/proofs, and not run again
-    until the kata, what runs its tests, or a version changes. A draft, whose kata.toml has a TODO
-    left, does not count unless it is named.
+    Correct are the reference and the files in solutions/. Bugs are planted alone, in every pair,
+    and in some larger sets; the first test of a bug's killed_by to fail has caught it. What is
+    proved is noted in .dojo/proofs, and not run again until the kata, what runs its tests, or a
+    version changes. A draft, whose kata.toml has a TODO left, does not count unless it is named.
 
     Mutants take long. What is judged is kept in .dojo/mutants until the kata or its tests change:
     Ctrl-C stops, and the same command goes on from there.
@@ -156,6 +156,7 @@ def render_table(found: Sequence[Findings]) -> str:
         rows.append(
             (
                 findings.kata.name,
+                str(proof.solutions),
                 _share(proof.alone),
                 _share(proof.pairs),
                 _share(proof.larger_sets),
@@ -164,7 +165,7 @@ def render_table(found: Sequence[Findings]) -> str:
                 findings.standing,
             )
         )
-    header = ("kata", "bugs caught", "pairs", "larger sets", "tests s", "total s", "")
+    header = ("kata", "solutions", "bugs caught", "pairs", "larger sets", "tests s", "total s", "")
     return render(header, rows)
 
 

@@ -80,6 +80,11 @@ class Kata:
         """Return the path of the test file."""
         return self.folder / f"test_{self.name.partition('_')[2]}.py"
 
+    @property
+    def solutions(self) -> list[Path]:
+        """Return the paths of the other correct solutions, in other styles than the reference."""
+        return sorted((self.folder / "solutions").glob("*.py"))
+
     @cached_property
     def correct_source(self) -> str:
         """Return the text of the reference."""

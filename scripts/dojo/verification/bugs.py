@@ -1,8 +1,9 @@
-"""Proves that a kata can be trusted: the reference passes, and every bug is caught."""
+"""Proves that a kata can be trusted: correct solutions pass, and every bug is caught."""
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from dojo.kata.bug import Bug
@@ -10,15 +11,14 @@ from dojo.kata.kata import Kata, Topic
 from dojo.project import Project
 from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner
-from dojo.testrun.implementation import Planted, Reference
+from dojo.testrun.implementation import Planted, Reference, Solution
 from dojo.testrun.results import Outcome, RunResult, Verdict
 from dojo.verification import lint, structure
 from dojo.verification.findings import Findings, Proof, Tally, refusal
 from dojo.verification.ledger import Ledger
 from dojo.verification.sets import larger_sets, pairs
 
-REFERENCE_SEEDS, REFERENCE_SEEDS_WHOLE = 2, 5
-BUG_SEEDS = 2
+SEEDS, SEEDS_WHOLE = 2, 5
 
 # Seconds that a kata's tests may take on a CPU, after the imports.
 SECONDS = 1.0
@@ -29,11 +29,11 @@ _Job = TypeVar("_Job")
 
 
 class Verifier:
-    """Runs the reference, every bug alone, every pair and larger sets of each kata.
+    """Runs each kata's correct solutions, every bug alone, every pair and larger sets.
 
     A bug is caught once a test of its `killed_by` fails. A `whole` check goes on from there: every
-    test of every `killed_by` has to fail, whatever else is planted. It runs the reference on more
-    seeds, and earlier proofs that the ledger keeps do not count.
+    test of every `killed_by` has to fail, whatever else is planted. It takes more seeds, for chance
+    is no test, and earlier proofs that the ledger keeps do not count.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Verifier:
         self._project = project
         self._pool = pool
         self._whole = whole
-        self._reference_seeds = REFERENCE_SEEDS_WHOLE if whole else REFERENCE_SEEDS
+        self._seeds = SEEDS_WHOLE if whole else SEEDS
         self._has_gpu = has_gpu
         self._ran = ran
         self._ledger = Ledger(project, has_gpu)
@@ -60,7 +60,7 @@ class Verifier:
             return 0
         bugs = self._checkable(kata)
         sets = len(pairs(kata, bugs)) + len(larger_sets(kata, bugs))
-        return self._reference_seeds + BUG_SEEDS * len(bugs) + sets
+        return self._seeds * (1 + len(kata.solutions) + len(bugs)) + sets
 
     def verify(self, kata: Kata) -> Findings:
         """Say what is wrong with a kata."""
@@ -71,6 +71,7 @@ class Verifier:
         if known := self._known(kata):
             findings.proof, findings.known = known, True
         elif self._reference_passes(findings):
+            self._check_solutions(findings)
             self._check_alone(bugs, findings)
             findings.proof.pairs = self._check_sets(pairs(kata, bugs), findings)
             findings.proof.larger_sets = self._check_sets(larger_sets(kata, bugs), findings)
@@ -104,7 +105,7 @@ class Verifier:
             return runner.run(kata, Reference(), seed)
 
         results = []
-        for seed, result in self._map(run, range(self._reference_seeds), findings):
+        for seed, result in self._map(run, range(self._seeds), findings):
             if result.verdict is not Verdict.PASSED:
                 findings.problems.append(refusal(result, seed))
                 return False
@@ -117,6 +118,22 @@ class Verifier:
             findings.problems += _too_slow(kata, fastest)
         return True
 
+    def _check_solutions(self, findings: Findings) -> None:
+        """Run the other correct solutions: tests that refuse one ask for too much."""
+        kata = findings.kata
+
+        def run(runner: Runner, job: tuple[Path, int]) -> RunResult:
+            path, seed = job
+            return runner.run(kata, Solution(path), seed, first_failure=True)
+
+        refused = set()
+        jobs = [(path, seed) for path in kata.solutions for seed in range(self._seeds)]
+        for (path, seed), result in self._map(run, jobs, findings):
+            if result.verdict is not Verdict.PASSED and path not in refused:
+                refused.add(path)
+                findings.problems.append(refusal(result, seed, f"solutions/{path.name}"))
+        findings.proof.solutions = len(kata.solutions) - len(refused)
+
     def _check_alone(self, bugs: Sequence[Bug], findings: Findings) -> None:
         kata, whole = findings.kata, self._whole
 
@@ -124,7 +141,7 @@ class Verifier:
             return run_alone(runner, kata, *job, whole=whole)
 
         caught = dict.fromkeys((bug.id for bug in bugs), True)
-        jobs = [(bug, seed) for bug in bugs for seed in range(BUG_SEEDS)]
+        jobs = [(bug, seed) for bug in bugs for seed in range(self._seeds)]
         for (bug, seed), result in self._map(run, jobs, findings):
             failing = caught_by(result)
             caught[bug.id] &= bool(failing)

@@ -28,6 +28,7 @@ class Tally:
 class Proof:
     """What running a kata's tests showed."""
 
+    solutions: int = 0  # that are accepted beside the reference
     alone: Tally = field(default_factory=Tally)
     pairs: Tally = field(default_factory=Tally)
     larger_sets: Tally = field(default_factory=Tally)
@@ -60,10 +61,10 @@ class Findings:
         return Standing.DRAFT if self.kata.draft else Standing.PROBLEMS
 
 
-def refusal(result: RunResult, seed: int) -> str:
-    """Return why the reference does not pass, with the test that says so if there is one."""
+def refusal(result: RunResult, seed: int, what: str = "the reference") -> str:
+    """Return why what is correct does not pass, with the test that says so if there is one."""
     ended = (Outcome.PASSED, Outcome.SKIPPED)
     test = next((test for test in result.tests if test.outcome not in ended), None)
     if test is not None and result.whole:
-        return f"the reference does not pass {test.name} (--kata-seed {seed}): {test.message}"
-    return f"the reference does not pass (--kata-seed {seed}): {result.verdict}: {result.detail}"
+        return f"{what} does not pass {test.name} (--kata-seed {seed}): {test.message}"
+    return f"{what} does not pass (--kata-seed {seed}): {result.verdict}: {result.detail}"

@@ -58,7 +58,7 @@ class Ledger:
     def _state(self, kata: Kata) -> str:
         """Return the name of all that a proof of the kata rests on."""
         # Not the learner's file: no proof reads it.
-        files = (kata.reference, kata.tests, kata.folder / "kata.toml")
+        files = (kata.reference, kata.tests, kata.folder / "kata.toml", *kata.solutions)
         lines = [*self._surroundings, *_revisions([path for path in files if path.is_file()])]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

@@ -172,7 +172,7 @@ def player(project, kata, history):
 
 @pytest.fixture
 def runner(project):
-    limits = Limits(test_seconds=2.0, run_seconds=6.0, memory_gb=0.25)
+    limits = Limits(test_seconds=2.0, run_seconds=12.0, memory_gb=0.25)
     with Runner(project, limits) as runner:
         yield runner
 

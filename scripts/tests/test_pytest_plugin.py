@@ -223,10 +223,10 @@ def test_the_plugin_needs_nothing_but_pytest_torch_and_numpy(project):
 
 @pytest.fixture
 def pytest_in_terminal(project):
-    """Plain pytest in a terminal, where a test has one second."""
+    """Plain pytest in a terminal, where a test has half a second, and three halves on the wall."""
 
     def start(*arguments):
-        command = [sys.executable, "-m", "pytest", "katas/01_scale", "--kata-timeout", "1"]
+        command = [sys.executable, "-m", "pytest", "katas/01_scale", "--kata-timeout", "0.5"]
         return in_terminal([*command, *arguments], project)
 
     return start
@@ -269,6 +269,25 @@ def test_quitting_the_debugger_while_a_file_loads_ends_pytest(pytest_in_terminal
         terminal.wait_for("an end", "Exit: Quitting debugger")
 
 
+WAIT = "\n\ndef wait():\n    import time\n    time.sleep(99)\n"
+
+
+def test_code_that_waits_for_ever_is_stopped(run_pytest, kata):
+    kata.botched.write_text(SOLUTION.replace("    return x +", "    wait()\n    return x +") + WAIT)
+    result = run_pytest("katas/01_scale", "--kata-timeout", "0.5")
+    assert "still running after 0.5 s" in result.stdout
+
+
+def test_what_others_do_on_the_machine_does_not_count(run_pytest, kata):
+    # To sleep takes no processor time, as to wait for a processor does.
+    short_wait = WAIT.replace("99", "0.9")
+    kata.botched.write_text(
+        SOLUTION.replace("    return x +", "    wait()\n    return x +") + short_wait
+    )
+    result = run_pytest("katas/01_scale", "--kata-timeout", "0.5")
+    assert "01_scale: solved" in result.stdout, result.stdout
+
+
 @pytest.mark.slow
 def test_after_a_breakpoint_an_endless_loop_of_the_next_test_is_stopped(pytest_in_terminal, kata):
     kata.botched.write_text(
@@ -279,7 +298,7 @@ def test_after_a_breakpoint_an_endless_loop_of_the_next_test_is_stopped(pytest_i
         terminal.wait_for("a prompt", r"\(Pdb\)")
         terminal.press("c\n")
         shown = terminal.wait_for("an end", r"1 failed, 2 passed in")
-    assert "still running after 1 s: an endless loop?" in shown
+    assert "still running after 0.5 s: an endless loop?" in shown
 
 
 @pytest.mark.slow
@@ -287,7 +306,7 @@ def test_tests_that_are_stepped_through_have_all_the_time(pytest_in_terminal, ka
     kata.botched.write_text(SOLUTION)
     with pytest_in_terminal("--trace", "-k", "shift") as terminal:
         terminal.wait_for("a prompt", r"\(Pdb\)")
-        time.sleep(1.5)
+        time.sleep(2.5)
         terminal.press("c\n")
         terminal.wait_for("an end", "the tests that ran pass")
 
@@ -298,7 +317,7 @@ def test_a_look_at_a_failure_has_all_the_time(pytest_in_terminal):
         for _ in range(2):
             shown = terminal.wait_for("a prompt", r"\(Pdb\)")
             assert "5 times" in shown
-            time.sleep(1.5)
+            time.sleep(2.5)
             terminal.press("c\n")
         shown = terminal.wait_for("an end", "2 failed, 1 passed")
     assert "still running" not in shown
@@ -310,14 +329,14 @@ def follow(*_): ...
 follow.__module__ = "{{module}}"
 sys.settrace(follow)
 {SOLUTION}
-time.sleep(1.5)
+time.sleep(2.5)
 """
 
 
 @pytest.mark.slow
 def test_an_editors_debugger_has_all_the_time(run_pytest, kata):
     kata.botched.write_text(FOLLOWED.format(module="pydevd"))
-    result = run_pytest("katas/01_scale", "--kata-timeout", "1")
+    result = run_pytest("katas/01_scale", "--kata-timeout", "0.5")
     assert "01_scale: solved" in result.stdout, result.stdout
 
 
@@ -325,16 +344,16 @@ def test_an_editors_debugger_has_all_the_time(run_pytest, kata):
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is new in Python 3.12")
 def test_a_debugger_that_does_not_trace_has_all_the_time(run_pytest, kata):
     claim = "import sys, time; sys.monitoring.use_tool_id(sys.monitoring.DEBUGGER_ID, 'editor')"
-    kata.botched.write_text(f"{claim}\n{SOLUTION}\ntime.sleep(1.5)\n")
-    result = run_pytest("katas/01_scale", "--kata-timeout", "1")
+    kata.botched.write_text(f"{claim}\n{SOLUTION}\ntime.sleep(2.5)\n")
+    result = run_pytest("katas/01_scale", "--kata-timeout", "0.5")
     assert "01_scale: solved" in result.stdout, result.stdout
 
 
 @pytest.mark.slow
 def test_measuring_coverage_is_no_debugging(run_pytest, kata):
     kata.botched.write_text(FOLLOWED.format(module="coverage.pytracer"))
-    result = run_pytest("katas/01_scale", "--kata-timeout", "1")
-    assert "TimedOut: still running after 1 s" in result.stdout
+    result = run_pytest("katas/01_scale", "--kata-timeout", "0.5")
+    assert "TimedOut: still running after 0.5 s" in result.stdout
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kata-timeout",
         type=float,
         metavar="SECONDS",
-        help="how long one test may run (default: KATA_TEST_SECONDS, or 10)",
+        help="the processor time that one test may take (default: KATA_TEST_SECONDS, or 10)",
     )
     group.addoption("--kata-no-history", action="store_true", help="do not record this run")
 

@@ -16,6 +16,7 @@ from typing import Any
 from _pytest.outcomes import Failed
 
 OUTPUT_BYTES = 16 * 2**20
+_WAITING = 3  # times as long as its processor time a test may take on the wall
 
 
 class TimedOut(Failed):
@@ -39,9 +40,17 @@ def contained(seconds: float) -> Iterator[None]:
 
 def lift_time_limit() -> None:
     """Take the time limit off the block under way: a person looks at it in a debugger."""
-    # Not off another's alarm, such as that of a plugin for time limits.
-    if hasattr(signal, "SIGALRM") and isinstance(signal.getsignal(signal.SIGALRM), _Stop):
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    for number, timer in _alarms().items():
+        # Not off another's alarm, such as that of a plugin for time limits.
+        if isinstance(signal.getsignal(number), _Stop):
+            signal.setitimer(timer, 0)
+
+
+def _alarms() -> dict[int, int]:
+    """Return the signals of the clocks that run here: processor time, and the one on the wall."""
+    if not hasattr(signal, "SIGPROF"):  # Windows
+        return {}
+    return {signal.SIGPROF: signal.ITIMER_PROF, signal.SIGALRM: signal.ITIMER_REAL}
 
 
 class _Stop:
@@ -70,18 +79,22 @@ def _debugged() -> bool:
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    usable = hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread()
-    if not usable or _debugged():
+    if threading.current_thread() is not threading.main_thread() or _debugged():
         yield
         return
-    previous = signal.signal(signal.SIGALRM, _Stop(seconds))
-    # Again and again: a bare `except:` in a loop may swallow the first.
-    signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
+    alarms = _alarms()
+    previous = {number: signal.signal(number, _Stop(seconds)) for number in alarms}
+    for timer in alarms.values():
+        # What others do on a busy machine does not count; code that sleeps ends all the same.
+        limit = seconds if timer == signal.ITIMER_PROF else _WAITING * seconds
+        # Again and again: a bare `except:` in a loop may swallow the first.
+        signal.setitimer(timer, limit, 0.1)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        for number, timer in alarms.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, previous[number])
 
 
 @contextlib.contextmanager

@@ -75,10 +75,38 @@ def _patch_once_a_launch() -> None:
     interpreter.GridExecutor.__call__ = launched
 
 
+def _leave_masked_lanes_undefined() -> None:
+    """Let a masked load without `other` give NaN, 77 in integers, where its mask is false.
+
+    A GPU gives whatever is there, and the interpreter gave a zero that a kernel could rely on.
+    https://triton-lang.org/main/python-api/generated/triton.language.load.html
+    """
+    from triton.runtime import interpreter
+
+    load = interpreter.InterpreterBuilder.create_masked_load
+
+    def load_undefined(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any, **more: Any) -> Any:
+        if other is None and not mask.data.all():
+            element = ptrs.get_element_ty()
+            dtype = interpreter._get_np_dtype(element)
+            # The interpreter holds bfloat16 in integers of 16 bits.
+            value = 0x7FC0 if element.is_bf16() else _poison_of(dtype)
+            data = np.full_like(ptrs.data, value, dtype=dtype)
+            other = interpreter.TensorHandle(data, element)
+        return load(self, ptrs, mask, other, *rest, **more)
+
+    interpreter.InterpreterBuilder.create_masked_load = load_undefined
+
+
+def _poison_of(dtype: "np.dtype[Any] | type[np.generic]") -> float:
+    return float("nan") if np.issubdtype(dtype, np.floating) else 77
+
+
 if DEVICE == "cpu":
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
         _let_tensors_be_bounds()
     _patch_once_a_launch()
+    _leave_masked_lanes_undefined()
 
 
 @dataclass

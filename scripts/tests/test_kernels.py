@@ -72,6 +72,25 @@ def test_what_is_never_written_or_read_past_the_end_is_nan(double):
     assert shifted.isnan().nonzero().flatten().tolist() == [99]
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU gives whatever is there")
+@pytest.mark.parametrize(
+    ("dtype", "value"), [(torch.float16, "nan"), (torch.bfloat16, "nan"), (torch.int32, "77")]
+)
+def test_lanes_that_a_masked_load_leaves_out_are_undefined(double, dtype, value):
+    # A mask that is false somewhere, and a store of what was loaded there.
+    reaching = double(("mask = offsets < n\n", "mask = offsets != 5\n"), ("2 * x, mask=mask", "x"))
+    x = torch.zeros(64, dtype=dtype)
+    out = run(reaching, x)
+    assert str(out[5].item()) == value
+    assert not out[:5].any()
+    given = double(
+        ("mask = offsets < n\n", "mask = offsets != 5\n"),
+        ("offsets, mask=mask)\n    tl", "offsets, mask=mask, other=0)\n    tl"),
+        ("2 * x, mask=mask", "x"),
+    )
+    assert run(given, x)[5].item() == 0
+
+
 def test_a_strided_output_is_guarded_between_its_elements():
     def overwrite(x):
         with guarded() as memory:

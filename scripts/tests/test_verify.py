@@ -360,17 +360,17 @@ def rows(output):
 
 
 def test_what_was_proved_is_not_run_again_until_something_changes(verify, triple):
-    assert rows(verify("triple").output)[0][-2:] != ["before", "ok"]
+    assert rows(verify("triple").output)[0][-3] != "before"
     [known] = rows(verify("triple").output)
-    assert known[-3:] == ["as", "before", "ok"]
+    assert known[-4:] == ["as", "before", "-", "ok"]
     assert known[1:5] == ["0", "6", "of", "6"]
     triple.botched.write_text("a learner's text\n")  # no proof rests on it
-    assert rows(verify("triple").output)[0][-2] == "before"
-    assert rows(verify("triple", "--whole").output)[0][-2] != "before"
+    assert rows(verify("triple").output)[0][-3] == "before"
+    assert rows(verify("triple", "--whole").output)[0][-3] != "before"
     edited(triple, "test_triple.py", "quarter(0.0) == 0.0", "quarter(0.0) == 0")
-    assert rows(verify("triple").output)[0][-2] != "before"
+    assert rows(verify("triple").output)[0][-3] != "before"
     edited(triple, "kata.toml", '"3 * x"', '"3 * x"  ')
-    assert rows(verify("triple").output)[0][-2] != "before"
+    assert rows(verify("triple").output)[0][-3] != "before"
 
 
 def test_what_has_a_problem_is_not_proved(verify, triple):
@@ -389,7 +389,7 @@ def test_an_earlier_proof_hides_no_problem_of_the_folder(verify, triple):
     result = verify("triple")
     assert result.exit_code == 1
     assert "README.md, line 3" in result.output
-    assert rows(result.output)[0][-3:] == ["as", "before", "PROBLEMS"]
+    assert rows(result.output)[0][-4:] == ["as", "before", "-", "PROBLEMS"]
 
 
 def test_a_killed_by_that_never_fails_is_named_without_whole(verify, triple):
@@ -413,3 +413,10 @@ def test_other_correct_solutions_are_run_and_one_that_is_refused_is_named(verify
     assert result.exit_code == 1
     assert result.output.count("solutions/sums.py does not pass test_triple (--kata-seed 0)") == 1
     assert rows(result.output)[0][1] == "1"
+
+
+def test_the_properties_that_the_tests_check_are_shown(verify, triple):
+    edited(triple, "test_triple.py", "import pytest", "from dojo.testing import assert_repeatable")
+    edited(triple, "test_triple.py", "assert_repeatable", "assert_any_mode, assert_repeatable")
+    edited(triple, "test_triple.py", "assert_repeatable", "assert_repeatable\n\nimport pytest")
+    assert rows(verify("triple").output)[0][-3:] == ["repeatable", "mode", "ok"]

@@ -17,7 +17,7 @@ from dojo.project import Project
 from dojo.runner.pool import runner_pool
 from dojo.testrun.device import has_gpu
 from dojo.testrun.limits import Limits
-from dojo.verification import lint
+from dojo.verification import lint, structure
 from dojo.verification.bugs import Verifier
 from dojo.verification.findings import Findings, Standing, Tally
 from dojo.wording.quantities import count
@@ -162,10 +162,21 @@ def render_table(found: Sequence[Findings]) -> str:
                 _share(proof.larger_sets),
                 f"{proof.reference_seconds:.2f}",
                 "as before" if findings.known else f"{findings.seconds:.1f}",
+                " ".join(structure.properties(findings.kata)) or "-",
                 findings.standing,
             )
         )
-    header = ("kata", "solutions", "bugs caught", "pairs", "larger sets", "tests s", "total s", "")
+    header = (
+        "kata",
+        "solutions",
+        "bugs caught",
+        "pairs",
+        "larger sets",
+        "tests s",
+        "total s",
+        "properties",
+        "",
+    )
     return render(header, rows)
 
 

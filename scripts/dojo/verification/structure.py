@@ -13,6 +13,13 @@ from dojo.kata.planting import conflict
 
 LEAST_BUGS = 6
 
+# Of `dojo.testing`: what holds for almost every function, by a short name.
+PROPERTIES = {
+    "assert_repeatable": "repeatable",
+    "assert_any_layout": "layout",
+    "assert_any_mode": "mode",
+}
+
 Functions = dict[str, ast.FunctionDef]  # by name
 
 _LINK = re.compile(r"https://([a-z0-9-]+\.)+[a-z]{2,}/\S+", re.IGNORECASE)
@@ -39,6 +46,12 @@ def problems(kata: Kata) -> Iterator[str]:
             "botched.py is not the reference with the default bugs: "
             f"{typed('reset', kata.name)}, then commit it"
         )
+
+
+def properties(kata: Kata) -> list[str]:
+    """Return the short names of the ready-made properties that the kata's tests check."""
+    words = set(re.findall(r"\w+", "\n".join(_lines(kata.tests))))
+    return [short for name, short in PROPERTIES.items() if name in words]
 
 
 def botched_is_default(kata: Kata) -> bool:

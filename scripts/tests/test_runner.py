@@ -220,16 +220,16 @@ def test_a_run_can_be_cancelled_and_the_next_one_works(runner, kata):
     assert runner.run(kata).verdict == Verdict.PASSED
 
 
+def children(process):
+    return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+
+
 @pytest.mark.slow
 @pytest.mark.own_process
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts through /proc")
 def test_many_runs_leave_nothing_behind(runner, kata):
     runner.run(kata)
     first = runner._transport.process.pid
-
-    def children(process):
-        return Path(f"/proc/{process}/task/{process}/children").read_text().split()
-
     (collector,) = children(first)
 
     def held():
@@ -353,6 +353,19 @@ def test_a_crash_of_one_process_is_no_pass_of_the_others(project, kata):
             result = runner.run(kata, Reference())
             assert result.verdict is Verdict.CRASHED
             assert "SIGKILL" in result.detail
+
+
+@pytest.mark.own_process
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds processes through /proc")
+def test_a_process_that_dies_while_it_waits_costs_one_run(project, kata):
+    with Runner(project, Limits(), processes=2) as runner:
+        assert runner.run(kata, Reference()).verdict is Verdict.PASSED
+        (collector,) = children(runner._transport.process.pid)
+        time.sleep(0.5)  # the next are made after the answer
+        for process in children(collector):
+            os.kill(int(process), signal.SIGKILL)
+        assert runner.run(kata, Reference()).verdict is Verdict.CRASHED
+        assert runner.run(kata, Reference()).verdict is Verdict.PASSED
 
 
 def test_what_a_run_leaves_running_is_not_waited_for(project, kata):

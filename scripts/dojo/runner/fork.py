@@ -1,5 +1,6 @@
 """The near end of a process that waits for a request, runs its share of the tests, and ends."""
 
+import contextlib
 import os
 import select
 import signal
@@ -23,8 +24,9 @@ class Fork:
         self._status: int | None = None
 
     def ask(self, request: Request) -> None:
-        """Have the process run a request."""
-        os.write(self._requests, request.encoded())
+        """Have the process run a request; one that has died meanwhile will just be silent."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._requests, request.encoded())
 
     def read(self) -> None:
         """Take in what the process has sent: it has sent something, or closed its end."""

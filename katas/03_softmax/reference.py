@@ -1,5 +1,6 @@
 """Softmax along one axis: PyTorch's, from scratch, in log space, and its gradient by hand."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,14 +15,16 @@ def softmax_functional(x: Tensor, dim: int = -1) -> Tensor:
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
     """Return the softmax of `x` along `dim`; same shape and dtype."""
-    exp = (x - x.amax(dim=dim, keepdim=True)).exp_()
-    return exp / exp.sum(dim=dim, keepdim=True)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    exp = (wide - wide.amax(dim=dim, keepdim=True)).exp_()
+    return (exp / exp.sum(dim=dim, keepdim=True)).to(x.dtype)
 
 
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     """Return the logarithm of the softmax of `x` along `dim`; same shape and dtype."""
-    shifted = x - x.amax(dim=dim, keepdim=True)
-    return shifted.sub_(shifted.exp().sum(dim=dim, keepdim=True).log())
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    shifted = wide - wide.amax(dim=dim, keepdim=True)
+    return (shifted - shifted.exp().sum(dim=dim, keepdim=True).log()).to(x.dtype)
 
 
 def softmax_backward(grad_out: Tensor, out: Tensor, dim: int = -1) -> Tensor:

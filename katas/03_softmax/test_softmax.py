@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from dojo.testing import assert_matches, forbid, gradients, layouts, unchanged
+from dojo.testing import (
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    gradients,
+    layouts,
+    unchanged,
+)
 
 # No two axes of a shape are equal, so that a swapped axis cannot hide.
 SHAPES_AND_DIMS = [
@@ -174,3 +183,118 @@ def test_backward_takes_strided_gradients(impl):
         actual = impl.softmax_backward(grad_out, out.detach(), 1)
         (expected,) = gradients(out, [x], grad_out)
         assert_matches(actual, expected, f"the gradient for an upstream gradient that is {layout}")
+
+
+FORWARD = ["softmax_functional", "softmax", "log_softmax"]
+FUNCTIONS = [*FORWARD, "softmax_backward"]
+
+
+def arguments(name, dim, *shape, dtype=torch.float32):
+    """Positional arguments of the function of this name."""
+    x = scores(*shape, dtype=dtype)
+    if name == "softmax_backward":
+        return torch.randn(shape).to(dtype), torch.softmax(x, dim), dim
+    return x, dim
+
+
+def oracle(name, *args):
+    """Torch's result in float64, brought back to the arguments' dtype."""
+    *tensors, dim = args
+    exact = [tensor.double() for tensor in tensors]
+    if name == "softmax_backward":
+        result = torch._softmax_backward_data(*exact, dim, torch.float64)
+    else:
+        result = (torch.log_softmax if name == "log_softmax" else torch.softmax)(*exact, dim)
+    return result.to(tensors[0].dtype)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_repeatable(impl, name):
+    function = getattr(impl, name)
+    assert_repeatable(
+        function, lambda: arguments(name, 1, 5, 3, 8), lambda *args: oracle(name, *args), name
+    )
+    tensors = arguments(name, 1, 5, 3, 8)[:-1]
+    for dim in (1, 2, 0, -2):
+        expected = oracle(name, *tensors, dim)
+        what = f"{name} of one tensor along axis {dim}, after others"
+        assert_matches(function(*tensors, dim), expected, what)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_any_layout_of_each_argument(impl, name):
+    inputs = arguments(name, 1, 5, 3, 8)
+    assert_any_layout(getattr(impl, name), inputs, oracle(name, *inputs), name)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_any_mode(impl, name):
+    inputs = arguments(name, 1, 5, 3, 8)
+    assert_any_mode(getattr(impl, name), inputs, oracle(name, *inputs), name)
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((0, 3), 1), ((4, 0), 0), ((2, 0, 3), -1)])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_other_axes_may_be_empty(impl, name, shape, dim):
+    inputs = arguments(name, dim, *shape)
+    expected = torch.empty(shape)
+    assert_matches(getattr(impl, name)(*inputs), expected, f"{name} of a {shape} tensor")
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((3, 1500), 1), ((5000, 3), 0), ((5000, 3), 1)])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_large_tensors(impl, name, shape, dim):
+    inputs = arguments(name, dim, *shape)
+    what = f"{name} of a {shape} tensor along axis {dim}"
+    assert_matches(getattr(impl, name)(*inputs), oracle(name, *inputs), what, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_float16(impl, name):
+    inputs = arguments(name, 1, 5, 3, 8, dtype=torch.float16)
+    expected = oracle(name, *inputs)
+    actual = getattr(impl, name)(*inputs)
+    assert_matches(actual, expected, f"{name} in float16", rtol=1e-2, atol=4e-3)
+
+
+# The sums of float16: 65,520 is beyond its largest number, and past 2,048 it has no odd one.
+@pytest.mark.parametrize("n", [5000, 65_520, 70_000])
+@pytest.mark.parametrize("name", FORWARD)
+def test_float16_of_many_scores(impl, name, n):
+    x = torch.zeros(2, n, dtype=torch.float16)
+    x[1, 7] = 4
+    actual = getattr(impl, name)(x, 1)
+    # One step of the smallest float16 numbers, and the roundings of others.
+    what = f"{name} of {n:,} scores in float16"
+    assert_matches(actual, oracle(name, x, 1), what, rtol=5e-3, atol=1.3e-7)
+
+
+def test_backward_of_many_probabilities_in_float16(impl):
+    out = torch.full((2, 4096), 2.0**-12, dtype=torch.float16)
+    grad_out = torch.full((2, 4096), 3.0, dtype=torch.float16)
+    grad_out[1, ::2] = 1
+    expected = out * (grad_out - torch.tensor([[3.0], [2.0]]))
+    actual = impl.softmax_backward(grad_out, out, 1)
+    what = "softmax_backward of 4,096 equal probabilities in float16"
+    assert_matches(actual, expected.half(), what, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", FORWARD)
+def test_scores_at_the_edge_of_the_dtype(impl, name, dtype):
+    edge = torch.finfo(dtype).max
+    x = torch.tensor([[edge, -edge, edge / 2], [-edge, -edge, -edge], [edge] * 3], dtype=dtype)
+    actual, expected = getattr(impl, name)(x, 1), oracle(name, x, 1)
+    # In log_softmax equal scores may lose log 3, which is less than a step of theirs.
+    atol = [1e-5, 1.2, 1.2] if name == "log_softmax" else [1e-5] * 3
+    for row in range(3):
+        what = f"{name} of scores {[f'{number:.3g}' for number in x[row].tolist()]} in {dtype}"
+        assert_matches(actual[row], expected[row], what, rtol=1e-2, atol=atol[row])
+
+
+def test_backward_of_one_tensor_twice(impl):
+    out = torch.softmax(scores(4, 7), 1)
+    with unchanged(out=out):
+        actual = impl.softmax_backward(out, out, 1)
+    expected = oracle("softmax_backward", out, out, 1)
+    assert_matches(actual, expected, "softmax_backward of one tensor as both arguments")

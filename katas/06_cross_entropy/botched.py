@@ -17,7 +17,8 @@ def cross_entropy(
     log_p = F.log_softmax(F.softmax(logits, dim=1), dim=1)
     nll = -log_p[kept, targets[kept]].sum() / len(targets)
     uniform = -log_p.mean(dim=1)[kept].mean()
-    return (1 - label_smoothing) * nll + label_smoothing * uniform
+    # Without smoothing the other classes may be infinitely unlikely, and 0 * inf is NaN.
+    return (1 - label_smoothing) * nll + label_smoothing * uniform if label_smoothing else nll
 
 
 def cross_entropy_backward(

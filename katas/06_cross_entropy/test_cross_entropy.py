@@ -4,7 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dojo.testing import assert_matches, forbid, gradients, layouts, unchanged
+from dojo.testing import (
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    gradients,
+    layouts,
+    unchanged,
+)
 
 # Rows and classes never agree in number, so that a swapped axis cannot hide.
 SHAPES = [(6, 4), (3, 9), (1, 5), (8, 1)]
@@ -321,3 +330,127 @@ def test_gradient_of_any_memory_layout(impl):
     row = original[:1].expand(6, 4)
     actual = impl.cross_entropy_backward(row, targets)
     assert_matches(actual, exact_gradient(row.clone(), targets), "the gradient for expanded logits")
+
+
+# Both functions.
+
+FUNCTIONS = ["cross_entropy", "cross_entropy_backward"]
+
+
+def oracle(name, logits, targets, ignore_index=-100, label_smoothing=0.0):
+    exact = exact_loss if name == "cross_entropy" else exact_gradient
+    return exact(logits, targets, ignore_index=ignore_index, label_smoothing=label_smoothing)
+
+
+@pytest.mark.parametrize("options", [(), (2, 0.15)])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_repeatable(impl, name, options):
+    assert_repeatable(
+        getattr(impl, name),
+        lambda: (*batch(6, 4), *options),
+        lambda *args: oracle(name, *args),
+        name,
+    )
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_other_options_for_the_same_tensors(impl, name):
+    logits, targets = batch(9, 4)
+    for options in [(-100, 0.15), (2, 0.15), (2, 0.0), (-100, 0.0), (-100, 1.0)]:
+        actual = getattr(impl, name)(logits, targets, *options)
+        what = f"{name} with (ignore_index, label_smoothing) = {options}, after others"
+        assert_matches(actual, oracle(name, logits, targets, *options), what)
+
+
+@pytest.mark.parametrize("smoothing", [0, 1])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_smoothing_may_be_an_integer(impl, name, smoothing):
+    logits, targets = batch(6, 4)
+    actual = getattr(impl, name)(logits, targets, label_smoothing=smoothing)
+    expected = oracle(name, logits, targets, -100, float(smoothing))
+    assert_matches(actual, expected, f"{name} with the integer {smoothing} as smoothing")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_any_layout_of_each_argument(impl, name):
+    logits, targets = batch(6, 4)
+    options = torch.stack([targets, targets.flip(0)], dim=1)[:, 0], 2, 0.15
+    assert_any_layout(
+        lambda logits: getattr(impl, name)(logits, *options),
+        [logits],
+        oracle(name, logits, *options),
+        name,
+    )
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_any_mode(impl, name):
+    inputs = (*batch(6, 4), 2, 0.15)
+    assert_any_mode(getattr(impl, name), inputs, oracle(name, *inputs), name)
+
+
+@pytest.mark.parametrize("ignore_index", [-(2**63), 2**63 - 1, 2**40 + 1])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_ignore_index_far_away(impl, name, ignore_index):
+    logits, targets, kept = batch_with_ignored(ignore_index)
+    if ignore_index > 0:
+        kept = torch.cat([kept, torch.tensor([0])])
+        targets[0] = 1  # as 32 bits see 2**40 + 1
+    actual = getattr(impl, name)(logits, targets, ignore_index, 0.15)
+    expected = oracle(name, logits[kept], targets[kept], -100, 0.15)
+    if name == "cross_entropy_backward":
+        expected = torch.zeros_like(logits).index_copy(0, kept, expected)
+    assert_matches(actual, expected, f"{name} with ignore_index={ignore_index}")
+
+
+# An absolute tolerance for the loss, and one for a gradient times its rows.
+LARGE = [(torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)]
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), LARGE)
+@pytest.mark.parametrize(("n", "c"), [(5000, 3), (3, 1500), (70_000, 2)])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_many_rows_and_classes(impl, name, n, c, dtype, rtol):
+    # The losses of true classes about 100 behind: in float16 neither rows nor classes can be added.
+    logits = torch.randn(n, c)
+    logits[:, 0] += 100
+    logits, targets = logits.to(dtype), torch.randint(1, c, (n,))
+    targets[1::4] = -100
+    actual = getattr(impl, name)(logits, targets, label_smoothing=0.15)
+    atol = 1e-5 if name == "cross_entropy" else 1e-7 + 2 * rtol / n
+    expected = oracle(name, logits, targets, -100, 0.15)
+    what = f"{name} of ({n:,}, {c:,}) logits in {dtype}"
+    assert_matches(actual, expected, what, rtol=2 * rtol, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_logits_further_apart_than_the_largest_number(impl, dtype):
+    far = 0.6 * torch.finfo(dtype).max
+    logits = torch.tensor([[far, -far, 0.0]], dtype=dtype)
+    about = f"({far:.3g}, {-far:.3g}, 0) in {dtype}"
+    for target, expected in [(0, 0.0), (1, torch.inf)]:
+        targets = torch.tensor([target])
+        expected_grad = torch.tensor([[1.0 - (target == 0), -1.0 * (target == 1), 0.0]])
+        leaf = logits.clone().requires_grad_()
+        loss = impl.cross_entropy(leaf, targets)
+        what = f"the loss of {about}, the true class being number {target}"
+        assert_matches(loss, torch.tensor(expected, dtype=dtype), what)
+        (grad,) = torch.autograd.grad(loss, leaf)
+        assert_matches(grad, expected_grad.to(dtype), f"autograd's gradient of {what}")
+        grad = impl.cross_entropy_backward(logits, targets)
+        assert_matches(grad, expected_grad.to(dtype), f"the gradient of {what}")
+
+
+@pytest.mark.parametrize("smoothing", [None, *SMOOTHING])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_autograd_without_ignored_rows(impl, dtype, smoothing):
+    logits, targets = batch(6, 4, dtype)
+    options = {} if smoothing is None else {"label_smoothing": smoothing}
+    leaf = logits.clone().requires_grad_()
+    loss = impl.cross_entropy(leaf, targets, **options)
+    assert loss.requires_grad, f"autograd can not go back through the loss in {dtype}, {options}"
+    (actual,) = torch.autograd.grad(loss, leaf)
+    atol = {torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, torch.finfo(dtype).eps)
+    expected = exact_gradient(logits, targets, **options)
+    what = f"autograd's gradient of the loss in {dtype}, {options or 'no options'}"
+    assert_matches(actual, expected, what, rtol=0, atol=atol)

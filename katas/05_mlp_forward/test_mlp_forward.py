@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from dojo.testing import assert_matches, forbid, gradients, layouts, unchanged
+from dojo.testing import (
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    gradients,
+    layouts,
+    unchanged,
+)
 
 BOTH = ["mlp_functional", "mlp"]
 BANNED = ("linear", "bilinear", "addmm", "addmm_", "addmv", "addmv_", "baddbmm", "addbmm")
@@ -210,7 +219,11 @@ def test_any_memory_layout(impl, name):
 
 
 # Three layers' rounding, of numbers up to about five.
-DTYPES = [(torch.float64, 1e-12, 1e-12), (torch.bfloat16, 5e-2, 1e-1)]
+DTYPES = [
+    (torch.float64, 1e-12, 1e-12),
+    (torch.float16, 1e-2, 1e-2),
+    (torch.bfloat16, 5e-2, 1e-1),
+]
 
 
 @pytest.mark.parametrize(("dtype", "rtol", "atol"), DTYPES)
@@ -243,3 +256,126 @@ def test_arguments_by_keyword(impl, name):
     expected = oracle(x, weights, biases)
     actual = getattr(impl, name)(x=x, weights=weights, biases=biases)
     assert_matches(actual, expected, f"{name} with its arguments by keyword")
+
+
+def flat(function):
+    """The function of x, weights and biases one after another."""
+
+    def call(x, *parameters):
+        n = len(parameters) // 2
+        return function(x, [*parameters[:n]], [*parameters[n:]])
+
+    return call
+
+
+def arguments(widths, *lead):
+    weights, biases = network(widths)
+    return torch.randn(*lead, widths[0]), *weights, *biases
+
+
+@pytest.mark.parametrize("widths", [(5, 7, 6, 3), (7, 3)])
+@pytest.mark.parametrize("name", BOTH)
+def test_repeatable(impl, name, widths):
+    call = flat(getattr(impl, name))
+    assert_repeatable(call, lambda: arguments(widths, 4), flat(oracle), name)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_parameters_changed_in_place(impl, name):
+    # The lists stay too, unlike in the test above.
+    weights, biases = network((5, 7, 3))
+    x = torch.randn(4, 5)
+    getattr(impl, name)(x, weights, biases)
+    for i in range(2):
+        weights[i].mul_(-1.5)
+        actual = getattr(impl, name)(x, weights, biases)
+        what = f"{name} after weights[{i}] has changed in place"
+        assert_matches(actual, oracle(x, weights, biases), what)
+        biases[i].add_(1)
+        actual = getattr(impl, name)(x, weights, biases)
+        what = f"{name} after biases[{i}] has changed in place"
+        assert_matches(actual, oracle(x, weights, biases), what)
+        weights[i] = torch.randn_like(weights[i])
+        actual = getattr(impl, name)(x, weights, biases)
+        what = f"{name} after weights[{i}] has been replaced in the list"
+        assert_matches(actual, oracle(x, weights, biases), what)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_any_layout_of_each_tensor(impl, name):
+    inputs = arguments((5, 7, 6, 3), 2, 4)
+    assert_any_layout(flat(getattr(impl, name)), inputs, flat(oracle)(*inputs), name)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_any_mode(impl, name):
+    inputs = arguments((5, 7, 6, 3), 2, 4)
+    assert_any_mode(flat(getattr(impl, name)), inputs, flat(oracle)(*inputs), name)
+
+
+@pytest.mark.parametrize("layers", [(0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 0, 0, 0)])
+@pytest.mark.parametrize("name", BOTH)
+def test_layers_may_share_tensors(impl, name, layers):
+    square, biases = network((4, 4, 4))
+    x = torch.randn(5, 4, requires_grad=True)
+    tensors = [tensor.requires_grad_() for tensor in (square[0], biases[0])]
+    shared, shifts = [square[i] for i in layers], [biases[i] for i in layers]
+    which = f"{name} of layers that share tensors, numbers {layers}"
+    actual, expected = getattr(impl, name)(x, shared, shifts), oracle(x, shared, shifts)
+    assert_matches(actual, expected, which)
+    # Weights alone, then biases alone.
+    own = [torch.randn(4) for _ in layers]
+    actual = getattr(impl, name)(x, shared, own)
+    assert_matches(actual, oracle(x, shared, own), f"{which}, weights alone")
+    own = [torch.randn(4, 4) for _ in layers]
+    actual = getattr(impl, name)(x, own, shifts)
+    assert_matches(actual, oracle(x, own, shifts), f"{which}, biases alone")
+    grad_out = torch.randn(5, 4)
+    got = gradients(getattr(impl, name)(x, shared, shifts), [x, *tensors], grad_out)
+    wanted = gradients(expected, [x, *tensors], grad_out)
+    for what, one, other in zip(("x", "the weight", "the bias"), got, wanted, strict=True):
+        assert_matches(one, other, f"the gradient through {which}, for {what}", atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("widths", "rows"), [((3, 1500, 2), 5), ((1500, 4, 3), 5), ((3, 4, 2), 5000)]
+)
+@pytest.mark.parametrize("name", BOTH)
+def test_large_sizes(impl, name, widths, rows):
+    inputs = arguments(widths, rows)
+    exact = flat(oracle)(*(tensor.double() for tensor in inputs)).float()
+    actual = flat(getattr(impl, name))(*inputs)
+    assert_matches(actual, exact, f"{name} of widths {widths}, {rows} rows", rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", BOTH)
+def test_long_sums_in_half_precision(impl, name, dtype):
+    # One by one: from 2,048 on float16 has no odd number, from 256 on bfloat16 has none.
+    x = torch.ones(2, 4096, dtype=dtype)
+    weights = [torch.ones(3, 4096), torch.full((1, 3), 0.25)]
+    weights = [weight.to(dtype) for weight in weights]
+    biases = [torch.zeros(3, dtype=dtype), torch.zeros(1, dtype=dtype)]
+    actual = getattr(impl, name)(x, weights, biases)
+    expected = torch.full((2, 1), 3072.0, dtype=dtype)
+    assert_matches(actual, expected, f"{name} of sums of 4,096 ones in {dtype}", rtol=2e-2)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_large_numbers_in_float16(impl, name):
+    x = torch.tensor([[3e4, 3e4], [-3e4, 1e-3]], dtype=torch.float16)
+    weights = [torch.eye(2).half(), torch.tensor([[1.0, 1.0], [1.0, -1.0]]).half()]
+    biases = [torch.zeros(2).half(), torch.tensor([0.0, 1.0]).half()]
+    expected = oracle(x.double(), [w.double() for w in weights], [b.double() for b in biases])
+    actual = getattr(impl, name)(x, weights, biases)
+    assert_matches(actual, expected.half(), f"{name} of numbers near 60,000 in float16", rtol=1e-2)
+
+
+@pytest.mark.parametrize("widths", [(5, 7, 3), (7, 3)])
+@pytest.mark.parametrize("lead", [(), (0,), (2, 0), (0, 4)])
+@pytest.mark.parametrize("name", BOTH)
+def test_empty_or_missing_leading_axes(impl, name, lead, widths):
+    inputs = arguments(widths, *lead)
+    actual = flat(getattr(impl, name))(*inputs)
+    what = f"{name} of widths {widths} for x of shape {tuple(inputs[0].shape)}"
+    assert_matches(actual, flat(oracle)(*inputs), what)

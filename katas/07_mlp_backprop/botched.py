@@ -47,4 +47,4 @@ def backward(params: Params, cache: Cache) -> Params:
 
 def sgd_step(params: Params, grads: Params, lr: float) -> Params:
     """Return the parameters after one step of gradient descent at learning rate lr."""
-    return {name: value - lr * grads[name] for name, value in params.items()}
+    return {name: value - float(lr) * grads[name] for name, value in params.items()}

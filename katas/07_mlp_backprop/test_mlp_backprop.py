@@ -371,3 +371,122 @@ def test_training_matches_torch(impl):
         assert_number(loss, wanted, f"the loss in training, with a batch of {n}")
         params = impl.sgd_step(params, impl.backward(params, cache), 0.7)
         assert_named(params, expected, f"parameters in training, after a batch of {n}")
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(
+    "lr", [np.float64(0.25), np.float32(0.25), np.int64(2), 3, 0, 0.0, -0.5, 1.0]
+)
+def test_step_of_any_learning_rate(impl, dtype, lr):
+    params, grads = problem(dtype=dtype)[0], problem(dtype=dtype)[0]
+    stepped = impl.sgd_step(params, grads, lr)
+    expected = {name: tensor(params[name]) - float(lr) * tensor(grads[name]) for name in NAMES}
+    expected = {name: value.to(dtype_of(dtype)) for name, value in expected.items()}
+    what = f"parameters after a step in {np.dtype(dtype)} with lr {type(lr).__name__}({lr})"
+    assert_named(stepped, expected, what)
+    for name in NAMES:
+        shared = any(np.shares_memory(stepped[name], old[name]) for old in (params, grads))
+        assert not shared, f"{what} lie in the memory of the arguments: {name}"
+
+
+def test_step_goes_by_name(impl):
+    params, grads = problem(n=4, d=3, h=3, c=3)[0], problem(n=4, d=3, h=3, c=3)[0]
+    expected = {name: tensor(params[name]) - 0.3 * tensor(grads[name]) for name in NAMES}
+    mixed = {name: grads[name] for name in ("b2", "W2", "b1", "W1")}
+    assert_named(impl.sgd_step(params, mixed, 0.3), expected, "a step, the gradients in any order")
+    turned = {name: params[name] for name in reversed(NAMES)}
+    assert_named(impl.sgd_step(turned, grads, 0.3), expected, "a step, the parameters in any order")
+
+
+def test_passes_go_by_name(impl):
+    params, x, y = problem(n=4, d=3, h=3, c=3)
+    loss, grads = passes(impl, {name: params[name] for name in reversed(NAMES)}, x, y)
+    expected_loss, expected = with_autograd(params, x, y)
+    assert_number(loss, expected_loss, "the loss, the parameters in any order")
+    assert_named(grads, expected, "gradients, the parameters in any order")
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_caches_of_one_shape(impl, dtype):
+    # Both forward passes first: what one keeps, the other must not overwrite.
+    problems = [problem(dtype=dtype) for _ in range(3)]
+    caches = [impl.forward(*each)[1] for each in problems]
+    for number in (1, 0, 2, 0):
+        params, x, y = problems[number]
+        _, expected = with_autograd(params, x, y)
+        expected = {name: value.to(dtype_of(dtype)) for name, value in expected.items()}
+        what = f"the gradients of cache {number + 1} of three that have the same shapes"
+        assert_named(impl.backward(params, caches[number]), expected, what, rtol=1e-4, atol=1e-5)
+
+
+def test_one_network_and_two_batches(impl):
+    params, x, y = problem()
+    _, other, classes = problem()
+    batches = [(x, y), (other, y), (x, classes)]
+    caches = [impl.forward(params, *batch)[1] for batch in batches]
+    for batch, cache in zip(batches, caches, strict=True):
+        _, expected = with_autograd(params, *batch)
+        grads = impl.backward(params, cache)
+        assert_named(grads, expected, "the gradients of one of three batches of one network")
+
+
+def test_gradients_are_arrays_of_their_own(impl):
+    params, x, y = problem()
+    _, cache = impl.forward(params, x, y)
+    first = impl.backward(params, cache)
+    kept = tensors(first)
+    second = impl.backward(params, cache)
+    for name in NAMES:
+        second[name] *= -7
+    assert_named(first, kept, "gradients once those of a second backward have changed in place")
+    for name in NAMES:
+        first[name][...] = 7
+    third = impl.backward(params, cache)
+    assert_named(third, kept, "gradients of a cache once earlier ones have changed in place")
+
+
+def test_arrays_changed_in_place_between_passes(impl):
+    params, x, y = problem()
+    passes(impl, params, x, y)
+    for what, array in (("x", x), *params.items()):
+        array *= -0.7
+        array += 0.3
+        loss, grads = passes(impl, params, x, y)
+        expected_loss, expected = with_autograd(params, x, y)
+        assert_number(loss, expected_loss, f"the loss after {what} has changed in place")
+        assert_named(grads, expected, f"gradients after {what} has changed in place")
+    y[:] = (y + 1) % 3
+    loss, grads = passes(impl, params, x, y)
+    expected_loss, expected = with_autograd(params, x, y)
+    assert_number(loss, expected_loss, "the loss after y has changed in place")
+    assert_named(grads, expected, "gradients after y has changed in place")
+
+
+@pytest.mark.parametrize("sizes", [(5000, 3, 4, 2), (3, 1500, 4, 2), (3, 2, 4, 1500)])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_large_sizes(impl, sizes, dtype):
+    params, x, y = problem(*sizes, dtype=dtype)
+    loss, grads = passes(impl, params, x, y)
+    expected_loss, expected = with_autograd(params, x, y)
+    expected = {name: value.to(dtype_of(dtype)) for name, value in expected.items()}
+    about = "for N, D, H, C = {}, {}, {}, {} in {}".format(*sizes, np.dtype(dtype))
+    assert_number(loss, expected_loss, f"the loss {about}", rtol=1e-5)
+    assert_named(grads, expected, f"gradients {about}", rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.uint64])
+def test_classes_beyond_bytes(impl, dtype):
+    params, x, _ = problem(n=3, d=2, h=4, c=127)
+    y = np.array([126, 0, 100], dtype)
+    loss, grads = passes(impl, params, x, y)
+    expected_loss, expected = with_autograd(params, x, y.astype(np.int64))
+    assert_number(loss, expected_loss, f"the loss of 127 classes in {np.dtype(dtype)}")
+    assert_named(grads, expected, f"gradients of 127 classes in {np.dtype(dtype)}")
+
+
+def test_a_single_class(impl):
+    params, x, y = problem(c=1)
+    loss, grads = passes(impl, params, x, y)
+    assert_number(loss, 0.0, "the loss where there is a single class")
+    zeros = {name: torch.zeros(params[name].shape, dtype=torch.float64) for name in NAMES}
+    assert_named(grads, zeros, "gradients where there is a single class")

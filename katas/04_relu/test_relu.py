@@ -2,7 +2,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dojo.testing import assert_matches, forbid, gradients, layouts, unchanged
+from dojo.testing import (
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    gradients,
+    layouts,
+    unchanged,
+)
 
 # No two axes of a shape are equal; a number alone and a tensor without any come last.
 SHAPES = [(4, 7), (1, 6), (5, 3, 8), (9,), (), (0, 3)]
@@ -235,3 +244,62 @@ def test_backward_takes_any_layout(impl):
     one = torch.ones(()).expand(5, 3, 8)
     actual = impl.relu_backward(one, x)
     assert_matches(actual, (x > 0).float(), "relu_backward of an expanded gradient")
+
+
+def assert_between(actual, one, other, behaviour):
+    low, high = min(one, other) - 1e-6, max(one, other) + 1e-6
+    inside = ((actual >= low) & (actual <= high)).all()
+    assert inside, f"{behaviour} should lie between {one} and {other}: it is {actual.tolist()}"
+
+
+@pytest.mark.parametrize("slope", [0.3, -2, 0, 1, 1.7, None])
+def test_gradient_of_leaky_relu(impl, slope):
+    options = {} if slope is None else {"slope": slope}
+    low = options.get("slope", 0.01)
+    x = torch.tensor([-2.0, -0.001, 0.001, 5.0, 0.0, -0.0], requires_grad=True)
+    (actual,) = gradients(impl.leaky_relu(x, **options), [x], torch.ones(6))
+    what = f"the gradient through leaky_relu, options {options}"
+    assert_matches(actual[:4], torch.tensor([low, low, 1.0, 1.0]), what)
+    assert_between(actual[4:], low, 1, f"{what}, at 0")
+
+
+@pytest.mark.parametrize(("kink", "left", "right"), [(-3.0, 0.0, -0.5), (3.0, 1.5, 1.0)])
+def test_gradient_of_hardswish_at_its_kinks(impl, kink, left, right):
+    x = torch.tensor([kink - 1e-3, kink + 1e-3, kink], requires_grad=True)
+    (actual,) = gradients(impl.hardswish(x), [x], torch.ones(3))
+    what = f"the gradient through hardswish near {kink}"
+    assert_matches(actual[:2], torch.tensor([left, right]), what, atol=1e-3)
+    assert_between(actual[2:], left, right, f"the gradient through hardswish at {kink}")
+
+
+@pytest.mark.parametrize("slope", [1e5, -1e5])
+def test_slope_beyond_float16(impl, slope):
+    x = torch.tensor([-0.25, -(2.0**-10), 0.0, 3.0], dtype=torch.float16)
+    expected = torch.tensor([-0.25 * slope, -(2.0**-10) * slope, 0.0, 3.0]).half()
+    actual = impl.leaky_relu(x, slope)
+    assert_matches(actual, expected, f"leaky_relu in float16 with a slope of {slope:g}")
+
+
+def results(impl, name):
+    """The function of this name, and torch's."""
+    if name == "relu_backward":
+        return impl.relu_backward, lambda grad_out, x: grad_out * (x > 0)
+    return activation(impl, name), oracle(name)
+
+
+def inputs(name):
+    return [numbers(5, 3, 8) for _ in range(2 if name == "relu_backward" else 1)]
+
+
+@pytest.mark.parametrize("name", [*ALL, "relu_backward"])
+def test_repeatable(impl, name):
+    function, expected = results(impl, name)
+    assert_repeatable(function, lambda: inputs(name), expected, name)
+
+
+@pytest.mark.parametrize("name", [*ALL, "relu_backward"])
+def test_any_mode_and_layout(impl, name):
+    function, expected = results(impl, name)
+    tensors = inputs(name)
+    assert_any_mode(function, tensors, expected(*tensors), name)
+    assert_any_layout(function, tensors, expected(*tensors), name)

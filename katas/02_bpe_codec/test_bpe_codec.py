@@ -1,5 +1,6 @@
 import copy
 import random
+from itertools import product
 
 import pytest
 
@@ -74,6 +75,8 @@ def random_merges(text, count):
 def assert_ids(actual, expected, behaviour, vocab):
     """Compare ids; a failure shows the tokens from the first difference on."""
     assert isinstance(actual, list), f"{behaviour}: got {type(actual).__name__}, not a list"
+    kinds = ", ".join(sorted({type(token).__name__ for token in actual}))
+    assert kinds in ("", "int"), f"{behaviour}: the ids are of type {kinds}, not int"
     if actual == expected:
         return
     start = first_difference(actual, expected)
@@ -151,7 +154,23 @@ def test_merges_join_bytes_not_characters(impl):
     assert_ids(impl.encode("é€", vocab, merges), [0xC3, 256, 257], "'é€' by A9+E2, 82+AC", vocab)
 
 
-@pytest.mark.parametrize("text", ["a", "\0", "\x7f", "\x80é", "ÿĀā", "€川", "😀\U0010ffff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a",
+        "\0",
+        "\x7f",
+        "\x80é",
+        "ÿĀā",
+        "€川",
+        "😀\U0010ffff",
+        "\ufeffa\ufeff",
+        "a\r\nb\rc\n",
+        " \u2028\x85",
+        "e\u0301é",
+        "ﬁK\u212a",
+    ],
+)
 def test_pieces_start_as_utf8_bytes(impl, text):
     # "q" is merged so that an id of 256 exists; none of the texts has one.
     vocab, merges = vocabulary(("q", "q"))
@@ -209,6 +228,70 @@ def test_longest_special_token_wins(impl, shortest_first):
         assert_ids(actual, expected, f"{text!r} with special tokens {', '.join(specials)}", BYTES)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("text", "specials", "expected"),
+    [
+        ("abcd", {"ab": 300, "bcd": 301}, [300, 99, 100]),
+        ("abcde", {"cde": 300, "bc": 301, "ab": 302}, [302, 300]),
+        ("ababa", {"aba": 300, "bab": 301}, [300, 98, 97]),
+        ("aaaaa", {"aa": 300, "aaa": 301}, [301, 300]),
+        ("abcabd", {"abcabc": 300, "abd": 301}, [97, 98, 99, 301]),
+        ("xabcx", {"abc": 300, "b": 301, "xa": 302}, [302, 301, 99, 120]),
+    ],
+)
+def test_special_tokens_that_overlap(impl, text, specials, expected, reverse):
+    if reverse:
+        specials = dict(reversed(specials.items()))
+    actual = impl.encode(text, BYTES, [], specials)
+    assert_ids(actual, expected, f"{text!r} with special tokens {', '.join(specials)}", BYTES)
+
+
+@pytest.mark.parametrize("alphabet", ["ab", "ab<é"])
+def test_random_special_tokens_that_overlap(impl, alphabet):
+    def word(longest):
+        return "".join(random.choices(alphabet, k=random.randint(1, longest)))
+
+    for _ in range(20):
+        text = word(40)
+        specials = {word(5): 500 + number for number in range(4)}
+        expected, rest = [], text
+        while rest:
+            found = [special for special in specials if rest.startswith(special)]
+            taken = max(found, key=len, default=rest[0])
+            expected += [specials[taken]] if found else taken.encode()
+            rest = rest[len(taken) :]
+        actual = impl.encode(text, BYTES, [], specials)
+        assert_ids(actual, expected, f"{text!r} with special tokens {', '.join(specials)}", BYTES)
+        assert_text(impl.decode(expected, BYTES, specials), text, "decode with special tokens")
+
+
+def test_many_special_tokens(impl):
+    specials = {f"<|{number}|>": 256 + number for number in range(1_000)}
+    text = "a".join([*specials, "<|1000|"])
+    actual = impl.encode(text, BYTES, [], specials)
+    expected = [token for token_id in specials.values() for token in (token_id, 97)]
+    assert_ids(actual, [*expected, *b"<|1000|"], "a thousand special tokens, each once", BYTES)
+
+
+@pytest.mark.parametrize("special", [" ", "\n", " a", "a ", "\r\n", "\ufeff", "é", "#", "\\d", "^"])
+def test_any_text_may_be_special(impl, special):
+    text = f"b{special}{special}c\ne\u0301\rB"
+    expected = [98, 900, 900, *b"c\ne\xcc\x81\rB"]
+    if special == "\n":
+        expected[4:5] = [900]
+    actual = impl.encode(text, BYTES, [], {special: 900})
+    assert_ids(actual, expected, f"{text!a} with {special!a} special", BYTES)
+    assert_text(impl.decode(actual, BYTES, {special: 900}), text, f"decode with {special!a}")
+
+
+@pytest.mark.parametrize("token", [-1, -256, 2**31, 2**40])
+def test_special_tokens_may_have_any_id(impl, token):
+    actual = impl.encode("aENDb", BYTES, [], {"END": token})
+    assert_ids(actual, [97, token, 98], f"'aENDb' with the special token END, {token}", BYTES)
+    assert_text(impl.decode(actual, BYTES, {"END": token}), "aENDb", f"decode of {token}, special")
+
+
 def test_merges_do_not_cross_special_tokens(impl):
     vocab, merges = vocabulary(("a", "E"), ("D", "b"), ("a", "b"), ("N", "D"))
     actual = impl.encode("aENDbENDa", vocab, merges, {"END": 900})
@@ -216,8 +299,8 @@ def test_merges_do_not_cross_special_tokens(impl):
 
 
 def test_text_like_a_special_token_is_ordinary(impl):
-    vocab, merges = vocabulary(("E", "N"))
-    for text in ["EN", "end", "E ND", "ENX"]:
+    vocab, merges = vocabulary(("E", "N"), ("a", "e"), ("d", "b"), ("a", "E"))
+    for text in ["EN", "end", "E ND", "ENX", "aendb", "aEndb", "aE\nNDb"]:
         expected = encoded_slowly(text, merges)
         actual = impl.encode(text, vocab, merges, {"END": 900})
         assert_ids(actual, expected, f"{text!r}, which is not the special token END", vocab)
@@ -252,6 +335,9 @@ def test_bytes_that_are_not_utf8_are_marked(impl):
         ([97, 0xFF, 98], "a\ufffdb"),
         ([0x80], "\ufffd"),
         ([98, 0xFE, 0xFF, 97], "b\ufffd\ufffda"),
+        ([97, 0xE2, 0x82], "a\ufffd"),
+        ([0xED, 0xA0, 0x80], "\ufffd\ufffd\ufffd"),
+        ([0xC0, 0x80, 0xF0, 0x9F, 0x98], "\ufffd\ufffd\ufffd"),
     ]:
         actual = impl.decode(ids, BYTES)
         assert_text(actual, expected, f"decode of the bytes {bytes(ids).hex(' ')}")
@@ -264,12 +350,27 @@ def test_special_tokens_are_decoded(impl):
     assert_text(actual, expected, "decode with special tokens")
 
 
-@pytest.mark.parametrize("unknown", [257, 900, 123456])
+def test_special_tokens_are_read_with_what_surrounds_them(impl):
+    actual = impl.decode([0xE2, 900, 0x82, 0xAC], BYTES, {"é": 900})
+    assert_text(actual, "\ufffdé\ufffd\ufffd", "decode of a special token within a character")
+
+
+@pytest.mark.parametrize(
+    "text", ["\ufeffa", "a\ufeff\ufeff", "a\r\nb\rc\n", " a ", "\0", "ﬁK\u212a"]
+)
+def test_decode_drops_and_changes_nothing(impl, text):
+    actual = impl.decode(list(text.encode()), BYTES)
+    assert_text(actual, text, f"decode of the bytes of {text!a}")
+    actual = impl.decode([900, *b"b", 900], BYTES, {text: 900})
+    assert_text(actual, f"{text}b{text}", f"decode with {text!a} special")
+
+
+@pytest.mark.parametrize("unknown", [257, 900, 123456, -1, -97, -257, 2**40])
 def test_unknown_ids_are_named(impl, unknown):
     vocab, _ = vocabulary(("a", "b"))
-    with pytest.raises(ValueError, match=rf"\b{unknown}\b"):
+    with pytest.raises(ValueError, match=rf"(?<![-\d]){unknown}\b"):
         impl.decode([97, unknown, 98], vocab)
-    with pytest.raises(ValueError, match=rf"\b{unknown}\b"):
+    with pytest.raises(ValueError, match=rf"(?<![-\d]){unknown}\b"):
         impl.decode([97, unknown, 98], vocab, {"END": 800})
 
 
@@ -295,6 +396,88 @@ def test_arguments_are_left_as_they_were(impl):
     for name, value in arguments.items():
         extra = f"it has {len(value)} entries, not {len(before[name])}"
         assert value == before[name], f"{name} is not what it was before the calls: {extra}"
+
+
+# One call after another
+
+
+def test_order_of_vocab_is_free(impl):
+    vocab, merges = vocabulary(("a", "b"), ("ab", "c"), ("b", "a"))
+    specials = {"END": 900}
+    items = list(vocab.items())
+    for order in (items[::-1], random.sample(items, len(items)), items[256:] + items[:256]):
+        actual = impl.encode("abcENDbaab", dict(order), merges, specials)
+        expected = [257, 900, 258, 256]
+        assert_ids(actual, expected, "'abcENDbaab', with vocab in another order", vocab)
+        actual = impl.decode(expected, dict(order), specials)
+        assert_text(actual, "abcENDbaab", "decode with vocab in another order")
+
+
+MODELS = [
+    (vocabulary(("a", "b"), ("ab", "c")), {"END": 900}, [257, 256, 900]),
+    (vocabulary(("b", "c"), ("a", "bc")), {"abE": 900}, [257, 900, 78, 68]),
+    (vocabulary(("c", "a"), ("b", "ca")), {"END": 901}, [97, 257, 98, 901]),
+]
+
+
+def test_two_vocabularies_in_turn(impl):
+    results = [impl.encode("abcabEND", *model, specials) for model, specials, _ in MODELS]
+    for ids, (model, _, expected) in zip(results, MODELS, strict=True):
+        assert_ids(ids, expected, "'abcabEND', once others were encoded", model[0])
+    for (vocab, merges), specials, expected in 2 * MODELS:
+        ids = impl.encode("abcabEND", vocab, merges, specials)
+        assert_ids(ids, list(expected), "'abcabEND', by vocabularies in turn", vocab)
+        ids.append(65)  # the caller's own list
+        ids = impl.encode("abcabEND", vocab, merges, specials)
+        behaviour = "'abcabEND', once the list of an earlier call was changed"
+        assert_ids(ids, list(expected), behaviour, vocab)
+        assert_text(impl.decode(ids, vocab, specials), "abcabEND", "decode by another vocabulary")
+
+
+def test_arguments_changed_in_place(impl):
+    vocab, merges, specials, ids = {}, [], {}, []
+    for (new_vocab, new_merges), new_specials, expected in 2 * MODELS:
+        vocab.clear()
+        vocab.update(new_vocab)
+        merges[:] = new_merges
+        specials.clear()
+        specials.update(new_specials)
+        ids[:] = list(expected)
+        actual = impl.encode("abcabEND", vocab, merges, specials)
+        behaviour = "'abcabEND', called again with the same objects, changed in place"
+        assert_ids(actual, ids, behaviour, vocab)
+        assert_text(impl.decode(ids, vocab, specials), "abcabEND", "decode of what was changed")
+
+
+def test_merges_and_special_tokens_that_grow_and_shrink(impl):
+    vocab, merges = vocabulary(("a", "b"), ("ab", "c"))
+    for count in (0, 1, 2, 1, 0):
+        actual = impl.encode("abcEND", vocab, merges[:count], {"END": 900} if count else None)
+        expected = [[97, 98, 99], [256, 99], [257]][count] + ([900] if count else [*b"END"])
+        assert_ids(actual, expected, f"'abcEND' by {count} merges, after other counts", vocab)
+    for specials, text in ({"END": 900}, "END"), ({"AND": 900}, "AND"):
+        assert_text(impl.decode([900], BYTES, specials), text, "decode by other special tokens")
+    with pytest.raises(ValueError, match=r"\b900\b"):
+        impl.decode([900], BYTES)
+
+
+def test_ids_above_two_bytes(impl):
+    ab, cd = 256 + 97 * 256 + 98, 256 + 99 * 256 + 100
+    merges = [*product(range(256), repeat=2), (ab, cd)]
+    vocab = vocab_of(merges)
+    actual = impl.encode("abcdab", vocab, merges)
+    assert_ids(actual, [65_792, ab], "'abcdab' by 65,537 merges", vocab)
+    assert_text(impl.decode([ab, 65_792], vocab), "ababcd", "decode by 65,537 merges")
+
+
+def test_a_chain_of_merges(impl):
+    letters = bytes(range(128))
+    merges = [(0, 1), *((256 + place, 2 + place) for place in range(126))]
+    vocab = vocab_of(merges)
+    text = letters.decode()
+    actual = impl.encode(text + text[:-1], vocab, merges)
+    assert_ids(actual, [382, 381], "a text of two tokens, that 127 merges make", vocab)
+    assert_text(impl.decode([382, 381], vocab), text + text[:-1], "decode of two long tokens")
 
 
 # Golden output, and whatever text

@@ -1,6 +1,7 @@
 import random
 import re
 import sys
+import time
 from collections import Counter
 from itertools import pairwise, product
 
@@ -79,7 +80,11 @@ def assert_learns(actual, expected, behaviour, counts=None):
         text = " + ".join(repr(tokens.get(token, "?")) for token in pair)
         return f"{pair} ({text}{f', {counts[pair]} times there' if counts else ''})"
 
-    merges = [tuple(pair) for pair in merges]
+    assert type(merges) is list, f"{behaviour}: merges is a {type(merges).__name__}, not a list"
+    kinds = {type(pair).__name__ for pair in merges} - {"tuple"}
+    assert not kinds, f"{behaviour}: a pair of merges is a {min(kinds)}, not a tuple"
+    kinds = {type(token).__name__ for pair in merges for token in pair} - {"int"}
+    assert not kinds, f"{behaviour}: an id in merges is a {min(kinds)}, not an int"
     at_step = counts or [None] * len(expected)
     for step, (got, wanted) in enumerate(zip(merges, expected, strict=False)):
         if got != wanted:
@@ -100,6 +105,11 @@ def assert_learns(actual, expected, behaviour, counts=None):
 
 
 def assert_vocab(vocab, tokens, behaviour):
+    assert isinstance(vocab, dict), f"{behaviour}: vocab is a {type(vocab).__name__}, not a dict"
+    kinds = {type(token).__name__ for token in vocab} - {"int"}
+    assert not kinds, f"{behaviour}: an id in vocab is a {min(kinds)}, not an int"
+    kinds = {type(token).__name__ for token in vocab.values()} - {"bytes"}
+    assert not kinds, f"{behaviour}: a token of vocab is a {min(kinds)}, not bytes"
     for token in sorted(tokens.keys() | vocab.keys()):
         got, wanted = vocab.get(token), tokens.get(token)
         assert got == wanted, f"{behaviour}: vocab has {got!r} for id {token}, not {wanted!r}"
@@ -232,6 +242,74 @@ def test_characters_of_several_bytes(impl):
     assert_learns(impl.train("€", 300), expected, "€, three bytes of UTF-8")
 
 
+@pytest.mark.parametrize(
+    "text", ["\ufeffa\ufeffa", "a\r\nb\r\nb\r", "  a  ", "e\u0301é\u0301", "Aa\0\0"]
+)
+def test_no_character_is_changed_or_dropped(impl, text):
+    assert_as_recounted(impl, text, 300, None, f"{text!a} without a pattern")
+    assert_as_recounted(impl, text, 300, r"(?s:.+)", f"{text!a}, all of it one match")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "",
+        r"(?:ab)+",
+        r"(?i:A)b+",
+        r"b(?=a)|a",
+        r"^\w+",
+        r"\w+$",
+        r"(?m)^.+$",
+        r"\b",
+        r"x",
+        r"\Aab|\n.*",
+    ],
+)
+def test_patterns_of_every_kind(impl, pattern):
+    text = "ababab abab\nbbabb aab\nab Ab abb"
+    assert_as_recounted(impl, text, 300, pattern, f"{text!r} cut into {pattern!r}")
+
+
+def test_counts_above_two_bytes(impl):
+    text = "ab " * 65_537 + "cd " * 65_539 + "ef ef"
+    actual = impl.train(text, 300, r"\w+")
+    expected = [(99, 100), (97, 98), (101, 102)]
+    assert_learns(actual, expected, "ab 65,537 times, cd 65,539 times, ef twice")
+
+
+def test_counts_above_two_bytes_that_fall(impl):
+    # Merging a + b leaves three b + c of 65,541.
+    text = "abc " * 65_538 + "ab " * 5 + "bc bc bc de de de de"
+    actual = impl.train(text, 300, r"\w+")
+    expected = [(97, 98), (256, 99), (100, 101), (98, 99)]
+    assert_learns(actual, expected, "abc 65,538 times, bc three times, de four times")
+
+
+def test_stops_early_however_much_is_asked_for(impl):
+    assert_learns(impl.train("aba", 10**9), [(97, 98), (256, 97)], "aba, vocab_size=10**9")
+
+
+def test_one_call_after_another(impl):
+    calls = [
+        ("abab abc", 300, None),
+        ("abab abc", 300, WORDS),
+        ("abab abc", 258, WORDS),
+        ("bcbc abc", 300, WORDS),
+        ("abab abc", 256, WORDS),
+        ("abab abc", 300, ""),
+    ]
+    expected = [[pair for pair, _ in recount(*arguments)] for arguments in calls]
+    results = [impl.train(*arguments) for arguments in calls]
+    for arguments, result, merges in zip(calls, results, expected, strict=True):
+        assert_learns(result, merges, f"train{arguments}, once others were called")
+    for vocab, merges in results:  # the caller's own
+        vocab[97] = b"?"
+        merges.append((0, 0))
+    for arguments, merges in zip(reversed(calls), reversed(expected), strict=True):
+        behaviour = f"train{arguments}, once the results of earlier calls were changed"
+        assert_learns(impl.train(*arguments), merges, behaviour)
+
+
 @pytest.mark.parametrize("name", TEXTS)
 def test_stops_when_no_pair_is_left(impl, name):
     behaviour = f"{name}, as many merges as it has"
@@ -279,17 +357,50 @@ def lines_run(call):
     return lines
 
 
+def repeated(words, length, copies):
+    """Return a text of so many different words, each of so many letters, in random order."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    different = ["".join(random.choices(letters, k=length)) for _ in range(words)]
+    return " ".join(random.sample(different * copies, words * copies))
+
+
 def test_counts_are_updated_not_recounted(impl):
-    # Ten words of 15 letters: 140 merges make each of them one token, so each byte of the text is
-    # merged about once. A scan of the text for each merge looks at each byte some 70 times.
-    words = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=15)) for _ in range(10)]
-    text = " ".join(random.choices(words, k=500))
-    lines = lines_run(lambda: impl.train(text, 256 + 140))
-    if lines > 100 * len(text):
+    # Words of 15 letters: 14 merges a word make each of them one token, so each byte of the text is
+    # merged about once. A scan of the text for each merge looks at each byte four times as often
+    # where there are four times as many words.
+    few, many = repeated(3, 15, 30), repeated(12, 15, 30)
+    lines = lines_run(lambda: impl.train(few, 256 + 3 * 14))
+    more = lines_run(lambda: impl.train(many, 256 + 12 * 14))
+    if more > 8 * lines:
         pytest.fail(
-            f"140 merges on a text of {len(text):,} bytes, in one piece, ran {lines:,} lines of "
-            f"Python, {lines // len(text)} a byte; less than 100 do if a merge updates the counts "
+            f"42 merges on a text of {len(few):,} bytes, in one piece, ran {lines:,} lines of "
+            f"Python, and four times the merges on four times the text {more:,}, "
+            f"{more / lines:.1f} times as many; about 4 times do if a merge updates the counts "
             f"next to it and looks at nothing else",
+            pytrace=False,
+        )
+
+
+def processor_time(call):
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def test_time_grows_with_the_text_and_no_faster(impl):
+    # What lines do not show: a scan of the text, or of all pairs, that one line does in C.
+    short, long = repeated(110, 6, 7), repeated(880, 6, 7)
+
+    def growth():
+        fast = min(processor_time(lambda: impl.train(short, 256 + 80)) for _ in range(3))
+        return processor_time(lambda: impl.train(long, 256 + 640)) / fast
+
+    # A busy machine may disturb one of the two, so the better of two tries counts.
+    if (times := growth()) > 35 and (times := min(times, growth())) > 35:
+        pytest.fail(
+            f"640 merges on a text of {len(long):,} bytes take {times:.0f} times the processor "
+            f"time of 80 on {len(short):,}; it is about 20 times if no merge looks at the whole "
+            f"text or at all pairs, and 64 if each does",
             pytrace=False,
         )
 

@@ -280,3 +280,68 @@ def test_count_rows_of_millions(impl):
     actual = counted_rows(impl, x, 1)
     error = actual - (2**24 + 1)
     assert_matches(error, torch.tensor([0]), "the error of count_rows of a row of 16,777,217 bytes")
+
+
+def test_tensors_changed_in_place(impl):
+    x, total, rows = entries(4, 7), torch.tensor(POISON), torch.full((4,), POISON)
+    for _ in range(4):
+        x.copy_(torch.randint(0, 4, x.shape))
+        quietly(impl.count_equal, x, 2, total)
+        quietly(impl.count_rows, x, 2, rows)
+        expected = recount(x, 2)
+        assert_matches(total, expected.sum(), "count_equal of the same tensor, changed in place")
+        assert_matches(rows, expected, "count_rows of the same tensor, changed in place")
+
+
+def test_two_outs_at_once(impl):
+    x, y, first, second = entries(4, 7), entries(4, 7), *torch.full((2, 4), POISON)
+    impl.count_rows(x, 2, first)
+    impl.count_rows(y, 2, second)
+    assert_matches(first, recount(x, 2), "the first of two outs of count_rows, in one tensor")
+    assert_matches(second, recount(y, 2), "the second of two outs of count_rows, in one tensor")
+
+
+@pytest.mark.parametrize("shape", [(1_500, 3), (5_003, 2), (3, 1_500), (2, 5_003), (9_001, 1)])
+def test_sizes_beyond_a_block(impl, shape):
+    x = entries(*shape)
+    check(impl, x, 2, f"2 in a {shape} tensor")
+    marked = torch.zeros(shape)
+    marked[-1, -1] = 2.0
+    check(impl, marked, 2.0, f"2.0 at the end of a {shape} tensor")
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_under_modes(impl, mode):
+    with mode():
+        check(impl, entries(4, 7), 2, f"2 under {mode.__name__}")
+        check(impl, entries(4, 7, dtype=torch.float32), 2.0, f"2.0 under {mode.__name__}")
+
+
+@pytest.mark.parametrize("default", [torch.float16, torch.float64])
+def test_where_another_dtype_is_the_default(impl, default):
+    before = torch.get_default_dtype()
+    x = torch.tensor([[2.0**100, 0.1, 2.0**-140], [0.1, 0.1, 1.0]], dtype=torch.float64)
+    try:
+        torch.set_default_dtype(default)
+        for k, expected in [(2.0**100, [1, 0]), (0.1, [1, 2]), (2.0**-140, [1, 0])]:
+            check(impl, x, k, f"{k} in float64 where {default} is the default", expected)
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("k", [0.1, 1 / 3, 2.0**1023, 1e-320, -1e-310, 2.0**53 + 2, 2**62])
+def test_numbers_that_only_float64_holds(impl, k):
+    x = torch.tensor([[k, 0.0, torch.inf], [k, k, -k]], dtype=torch.float64)
+    check(impl, x, k, f"{k!r} in float64", [1, 2])
+    x = x.nextafter(torch.tensor(torch.inf, dtype=torch.float64))
+    check(impl, x, k, f"{k!r} among float64 entries next to it", [0, 0])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_ends_of_a_floating_point_range(impl, dtype):
+    info = torch.finfo(dtype)
+    x = torch.tensor([[info.max, info.tiny, torch.inf], [-info.max, info.max, 0.0]], dtype=dtype)
+    check(impl, x, info.max, f"the largest {dtype}", [1, 1])
+    check(impl, x, info.min, f"the smallest {dtype}", [0, 1])
+    check(impl, x, info.tiny, f"the smallest normal {dtype}", [1, 0])
+    check(impl, x, torch.inf, f"infinity next to the largest {dtype}", [1, 0])

@@ -427,6 +427,160 @@ def test_any_text_comes_back(impl, name):
         assert_text(actual, text, "decode of the encoded text")
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffa\ufeff",
+        "a\r\nb\rc",
+        "a\u00a0b\u3000c\tb",
+        "\x1ca\x85\u2028",
+        "e\u0301é",
+        "ﬁK\u212a",
+        "▁a▁",
+    ],
+)
+def test_no_character_is_changed_or_dropped(impl, encoder, text):
+    pieces = dict.fromkeys("▁abc" + text, -4.0)
+    assert_pieces(getattr(impl, encoder)(text, pieces), ["▁", *text], f"{encoder}({text!a})")
+    expected = ["▁"]
+    for character in text:
+        spelled = [f"<0x{byte:02X}>" for byte in character.encode()]
+        expected += [character] if character in LETTERS else spelled
+    actual = getattr(impl, encoder)(text, LETTERS | BYTES)
+    assert_pieces(actual, expected, f"{encoder}({text!a}), by bytes")
+    if "▁" not in text:
+        assert_text(impl.decode(expected), text, f"decode of the bytes of {text!a}")
+        assert_text(impl.decode(["▁", *text]), text, f"decode of the characters of {text!a}")
+        assert_text(impl.decode(list(text)), text, f"decode of the characters of {text!a}")
+
+
+def test_a_space_symbol_of_bytes_is_no_space(impl):
+    symbol = ["<0xE2>", "<0x96>", "<0x81>"]
+    for pieces, expected in [
+        (symbol, "▁"),
+        ([*symbol, "a"], "▁a"),
+        (["▁", *symbol, "▁a"], "▁ a"),
+        (["▁a", *symbol, *symbol, "▁"], "a▁▁ "),
+    ]:
+        assert_text(impl.decode(pieces), expected, f"decode of {pieces}")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ("<0xC0>|<0x80>", "\ufffd" * 2),
+        ("<0xF4>|<0x90>|<0x80>|<0x80>", "\ufffd" * 4),
+        ("<0xEF>|<0xBF>|<0xBD>|<0xEF>|<0xBF>", "\ufffd" * 3),
+        ("<0xE2>|<0x82>|<0xE2>|<0x82>|<0xAC>", "\ufffd\ufffd€"),
+        ("▁|<0x20>|<0x20>|▁", "   "),
+    ],
+)
+def test_bytes_at_the_edge_of_utf8(impl, pieces, expected):
+    assert_text(impl.decode(pieces.split("|")), expected, f"decode of {pieces}")
+
+
+@pytest.mark.parametrize(
+    ("ab", "bc", "expected"),
+    [
+        (0.0, -0.0, "▁|ab|c"),
+        (-0.0, 0.0, "▁|ab|c"),
+        (-1.0 - 2**-52, -1.0, "▁|a|bc"),
+        (-16_777_217.0, -16_777_216.0, "▁|a|bc"),
+        (-1e300, -2e300, "▁|ab|c"),
+        (-2, -1, "▁|a|bc"),
+    ],
+)
+def test_bpe_scores_of_any_size(impl, ab, bc, expected):
+    assert_cut(impl, "encode_bpe", "abc", LETTERS | {"ab": ab, "bc": bc}, expected)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e12, 1e200])
+def test_unigram_scores_of_any_size(impl, scale):
+    pieces = {"▁": -4.0, "a": -4.0, "b": -5.0, "c": -6.0, "ab": -8.5, "bc": -10.6, "▁a": -8.1}
+    pieces = {piece: score * scale for piece, score in pieces.items()}
+    assert_cut(impl, "encode_unigram", "abc", pieces, "▁|ab|c")
+
+
+def test_unigram_scores_above_zero(impl):
+    # Each part adds to the sum.
+    pieces = {"▁": 1.0, "a": 2.0, "b": 3.0, "ab": 4.5}
+    assert_cut(impl, "encode_unigram", "ababß", pieces, "▁|a|b|a|b|<unk>")
+    assert_cut(impl, "encode_unigram", "ababß", pieces | {"ab": 5.5}, "▁|ab|ab|<unk>")
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_long_pieces_and_long_text(impl, encoder):
+    # BPE gets to the long piece by its beginnings; in sums, a long piece is worth more.
+    word = "ab" * 40 + "c"
+    beginnings = {word[:end]: -4.0 - end / 1_000 for end in range(2, len(word) + 1)}
+    text = f"{word} " * 15
+    expected = [*["▁", word] * 15, "▁"]
+    pieces = LETTERS | beginnings
+    if encoder == "encode_bpe":
+        pieces["ab"] = -9.0  # else each ab is joined first
+        pieces |= {"ab" * 2: -8.0, "ab" * 4: -7.0, "ab" * 8: -6.0, "ab" * 16: -5.0}
+        pieces["ab" * 32], pieces["ab" * 40], pieces["ab" * 40 + "c"] = -4.5, -4.4, -4.3
+    assert_pieces(getattr(impl, encoder)(text, pieces), expected, f"{encoder} of long words")
+
+
+# One call after another
+
+# The same text, and in turn other scores, other pieces, bytes, and another number of pieces.
+MODELS = [
+    (LETTERS | {"ab": -6.0, "bc": -8.5}, "▁|ab|c|<unk>"),
+    (LETTERS | {"ab": -8.0, "bc": -7.0}, "▁|a|bc|<unk>"),
+    (LETTERS | {"▁a": -5.0, "bc": -7.0}, "▁a|bc|<unk>"),
+    (LETTERS | {"<0xC3>": 0.0, "<0x9F>": 0.0}, "▁|a|b|c|<0xC3>|<0x9F>"),
+    (LETTERS | {"ab": -8.8, "abc": -9.0}, "▁|abc|<unk>"),
+    (LETTERS | {"cß": -30.0, "ab": -7.0}, "▁|ab|cß"),
+    (LETTERS, "▁|a|b|c|<unk>"),
+]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_models_in_turn(impl, encoder):
+    encode = getattr(impl, encoder)
+    results = [encode("abcß", pieces) for pieces, _ in MODELS]
+    for actual, (_, cut) in zip(results, MODELS, strict=True):
+        assert_pieces(actual, cut.split("|"), f"{encoder}('abcß'), once others were encoded")
+        actual.append("x")  # the caller's own list
+    for pieces, cut in reversed(MODELS):
+        behaviour = f"{encoder}('abcß'), once the lists of earlier calls were changed"
+        assert_pieces(encode("abcß", pieces), cut.split("|"), behaviour)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_pieces_changed_in_place(impl, encoder):
+    pieces = {}
+    for model, cut in [*MODELS, *reversed(MODELS)]:
+        pieces.clear()
+        pieces |= model
+        actual = getattr(impl, encoder)("abcß", pieces)
+        behaviour = f"{encoder}('abcß'), called again with the same dict, changed in place"
+        assert_pieces(actual, cut.split("|"), behaviour)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_order_of_pieces_is_free(impl, encoder):
+    for model, cut in MODELS:
+        items = list((BYTES | model if "<unk>" not in cut else model).items())
+        for order in (items[::-1], random.sample(items, len(items))):
+            actual = getattr(impl, encoder)("abcß", dict(order))
+            assert_pieces(actual, cut.split("|"), f"{encoder}, pieces in another order")
+
+
+def test_decode_of_a_list_changed_in_place(impl):
+    pieces = ["▁", "a"]
+    for new, expected in [
+        (["▁", "b"], "b"),
+        (["a", "▁"], "a "),
+        (["<0x41>", "<unk>"], "A \u2047 "),
+    ]:
+        pieces[:] = new
+        assert_text(impl.decode(pieces), expected, "decode of the same list, changed in place")
+
+
 def test_arguments_by_name(impl):
     pieces = LETTERS | {"ab": -1.0}
     assert_pieces(impl.encode_bpe(text="ab", pieces=pieces), ["▁", "ab"], "encode_bpe by name")

@@ -1,11 +1,22 @@
 import itertools
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from dojo.testing import assert_matches, forbid, gradients, layouts, unchanged
+from dojo.testing import (
+    assert_all_match,
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    gradients,
+    layouts,
+    unchanged,
+)
 
 # What torch says of the copy that an odd number of zeros needs.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -50,6 +61,26 @@ def text(x_shape, weight_shape, stride, padding, dilation):
 def row(*values):
     """One signal of one channel, or one filter on it."""
     return torch.tensor([[values]], dtype=torch.float64)
+
+
+def steps(function, *args):
+    """How many instructions of Python a call runs, wherever they stand."""
+    count = 0
+
+    def watch(frame, event, arg):
+        nonlocal count
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        count += event == "opcode"
+        return watch
+
+    function(*args)  # what only a first call does
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        function(*args)
+    finally:
+        sys.settrace(before)
+    return count
 
 
 def torch_calls(function, *args):
@@ -248,6 +279,244 @@ def test_no_python_loop_over_batch_or_positions(impl):
     # A loop over the batch or over positions makes a call of torch for each at least.
     calls = torch_calls(impl.conv1d, signal(300, 2, 500), signal(1, 2, 3), signal(1), 1, 1)
     assert calls < 200, f"conv1d makes {calls} calls of torch for N = 300, L = 500 and K = 3"
+
+
+def test_same_refuses_a_stride_under_a_kernel_of_one(impl):
+    # No zero is needed here, and yet the output would be shorter than the input.
+    with pytest.raises(ValueError, match=r"\b2\b"):
+        impl.conv1d(signal(2, 3, 11), signal(5, 3, 1), stride=2, padding="same")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("stride", value) for value in (1, 2, 4, 11)),
+        *(("padding", value) for value in (0, 1, 3, "same")),
+        *(("dilation", value) for value in (1, 2, 3)),
+    ],
+)
+@pytest.mark.parametrize("kernel", [1, 3, 4])
+def test_one_option_at_a_time(impl, kernel, option, value, bias):
+    x, weight = signal(2, 3, 11), signal(5, 3, kernel)
+    offsets = signal(5) if bias else None
+    actual = impl.conv1d(x, weight, offsets, **{option: value})
+    expected = F.conv1d(x, weight, offsets, **{option: value})
+    what = f"conv1d with a kernel of {kernel}, {option}={value}, a bias: {bias}"
+    assert_matches(actual, expected, what)
+
+
+# (x, weight): each has an axis that is longer than those elsewhere by far.
+LARGE = [
+    pytest.param((1, 2, 70_001), (3, 2, 4), id="long"),
+    pytest.param((2, 1100, 13), (3, 1100, 4), id="channels"),
+    pytest.param((2, 3, 13), (1100, 3, 4), id="filters"),
+    pytest.param((1100, 3, 13), (2, 3, 4), id="batch"),
+    pytest.param((2, 3, 701), (4, 3, 300), id="kernel"),
+]
+
+
+@pytest.mark.parametrize(("x_shape", "weight_shape"), LARGE)
+def test_large_axes(impl, x_shape, weight_shape):
+    x, weight, bias = signal(*x_shape), signal(*weight_shape), signal(weight_shape[0])
+    expected = F.conv1d(x, weight, bias, 1, 1)
+    case = text(x_shape, weight_shape, 1, 1, 1)
+    assert_matches(impl.conv1d(x, weight, bias, 1, 1), expected, f"conv1d of {case}")
+    grad_out = torch.randn_like(expected)
+    check_backward(impl, grad_out, x, weight, (1, 1, 1), case)
+
+
+# Each differs from the first in one thing: x, weight, stride, padding and dilation, dtype. The
+# second has the padded length of the first, and another border.
+NEIGHBOURS = [
+    ((2, 3, 11), (5, 3, 4), 1, 3, 1, torch.float64),
+    ((2, 3, 15), (5, 3, 4), 1, 1, 1, torch.float64),
+    ((2, 3, 23), (5, 3, 4), 1, 3, 1, torch.float64),
+    ((4, 3, 11), (5, 3, 4), 1, 3, 1, torch.float64),
+    ((2, 3, 11), (6, 3, 4), 1, 3, 1, torch.float64),
+    ((2, 3, 11), (5, 3, 2), 1, 3, 1, torch.float64),
+    ((2, 3, 11), (5, 3, 4), 2, 3, 1, torch.float64),
+    ((2, 3, 11), (5, 3, 4), 1, 1, 1, torch.float64),
+    ((2, 3, 11), (5, 3, 4), 1, 3, 2, torch.float64),
+    ((2, 3, 11), (5, 3, 4), 1, 3, 1, torch.float32),
+]
+
+
+def test_no_call_sees_the_one_before(impl):
+    for case in NEIGHBOURS:
+        for x_shape, weight_shape, *options, dtype in (NEIGHBOURS[0], case):
+            x, weight = signal(*x_shape, dtype=dtype), signal(*weight_shape, dtype=dtype)
+            bias = signal(weight_shape[0], dtype=dtype)
+            expected = F.conv1d(x, weight, bias, *options)
+            what = (
+                f"after calls of other sizes and options, {text(x_shape, weight_shape, *options)}"
+            )
+            actual = impl.conv1d(x, weight, bias, *options)
+            assert_matches(actual, expected, f"conv1d {what}", atol=1e-4)
+            grad_out = torch.randn_like(expected)
+            actual = impl.conv1d_backward(grad_out, x, weight, *options)
+            expected = backward(grad_out, x, weight, *options)
+            assert_all_match(actual, expected, f"conv1d_backward {what}", atol=1e-4)
+
+
+# Autograd through the two convolutions
+
+
+@pytest.mark.parametrize("options", [(1, 0, 1), (2, 3, 2), (1, "same", 2)])
+@pytest.mark.parametrize("name", ["conv1d_functional", "conv1d"])
+def test_autograd_reaches_whoever_asks(impl, name, options):
+    asking = ("x", "weight", "bias")
+    for wanted in [asking, *((one,) for one in asking), ("x", "bias")]:
+        inputs = dict(zip(asking, (signal(4, 3, 11), signal(5, 3, 4), signal(5)), strict=True))
+        for argument in wanted:
+            inputs[argument].requires_grad_()
+        leaves = [inputs[argument] for argument in wanted]
+        expected = F.conv1d(*inputs.values(), *options)
+        out = getattr(impl, name)(*inputs.values(), *options)
+        flags = [argument for argument in asking if inputs[argument].requires_grad]
+        assert flags == list(wanted), f"{name} has made another input require a gradient"
+        who = " and ".join(wanted)
+        for layout, grad_out in layouts(torch.randn_like(expected)):
+            ours, theirs = (gradients(result, leaves, grad_out) for result in (out, expected))
+            behaviour = f"{name}: gradients for {who} alone, upstream gradient {layout}"
+            assert_all_match(ours, theirs, behaviour)
+
+
+def test_autograd_without_a_bias(impl):
+    x, weight = signal(4, 3, 11).requires_grad_(), signal(5, 3, 4).requires_grad_()
+    expected = torch.autograd.grad(F.conv1d(x, weight).sum(), (x, weight))
+    actual = torch.autograd.grad(impl.conv1d(x, weight).sum(), (x, weight))
+    assert_all_match(actual, expected, "gradients of the sum of conv1d without options")
+
+
+def test_autograd_of_two_calls_at_once(impl):
+    shapes = ((4, 3, 11), (5, 3, 4), (5,)) * 2
+    leaves = [signal(*shape).requires_grad_() for shape in shapes]
+    grad_outs = signal(4, 5, 12), signal(4, 5, 12)
+
+    def both(convolve):
+        outs = convolve(*leaves[:3], 1, 2), convolve(*leaves[3:], 1, 2)
+        return sum((out * grad_out).sum() for out, grad_out in zip(outs, grad_outs, strict=True))
+
+    expected = torch.autograd.grad(both(F.conv1d), leaves)
+    actual = torch.autograd.grad(both(impl.conv1d), leaves)
+    assert_all_match(actual, expected, "gradients of two calls of conv1d, taken at once")
+
+
+# Promises of every function
+
+
+def backward(grad_out, x, weight, stride, padding, dilation):
+    """What conv1d_backward should return, by autograd."""
+    leaves = [x.detach(), weight.detach(), x.new_zeros(weight.shape[0])]
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    with torch.enable_grad():
+        return gradients(F.conv1d(*leaves, stride, padding, dilation), leaves, grad_out)
+
+
+# A function, how many outputs it gives under its options, its options, and an oracle.
+FUNCTIONS = [
+    *((name, length, options, F.conv1d)
+      for name in ("conv1d_functional", "conv1d")
+      for length, options in ((10, (1, 0, 1)), (7, (2, 2, 2)), (11, (1, "same", 1)))),
+    ("conv1d_backward", 10, (1, 0, 1), backward),
+    ("conv1d_backward", 7, (2, 2, 2), backward),
+]  # fmt: skip
+each_function = pytest.mark.parametrize(("name", "length", "options", "oracle"), FUNCTIONS)
+
+
+def inputs_of(name, length, options, dtype=torch.float64):
+    x, weight = signal(4, 3, 11, dtype=dtype), signal(5, 3, 2, dtype=dtype)
+    if name == "conv1d_backward":
+        return signal(4, 5, length, dtype=dtype), x, weight, *options
+    return x, weight, signal(5, dtype=dtype), *options
+
+
+@each_function
+def test_a_call_leaves_nothing_behind(impl, name, length, options, oracle):
+    def inputs():
+        return inputs_of(name, length, options)
+
+    assert_repeatable(getattr(impl, name), inputs, oracle, f"{name} with {options}")
+
+
+@each_function
+def test_layout_of_every_argument(impl, name, length, options, oracle):
+    inputs = inputs_of(name, length, options)
+    assert_any_layout(getattr(impl, name), inputs, oracle(*inputs), f"{name} with {options}")
+
+
+@each_function
+def test_modes_of_torch(impl, name, length, options, oracle):
+    for dtype in (torch.float64, torch.float32):
+        inputs = inputs_of(name, length, options, dtype)
+        expected = oracle(*inputs)
+        behaviour = f"{name} of {dtype} with {options}"
+        assert_any_mode(getattr(impl, name), inputs, expected, behaviour, atol=1e-4)
+
+
+def test_a_signal_that_is_its_own_filter(impl):
+    x = signal(4, 3, 7)
+    assert_matches(impl.conv1d(x, x), F.conv1d(x, x), "conv1d of x with x as the weight")
+    grad_out = signal(4, 4, 1)
+    actual = impl.conv1d_backward(grad_out, x, x, 1, 0, 1)
+    expected = backward(grad_out, x, x, 1, 0, 1)
+    assert_all_match(actual, expected, "conv1d_backward of x with x as the weight")
+
+
+# 6,000 products, and for the weight as many: each of a float16 has 11 bits. A solution that rounds
+# once for each tap is off by less than half of what is allowed here, and one that rounds at each
+# channel by more than twice as much.
+MANY = [(torch.float16, 0.01), (torch.bfloat16, 0.08)]
+
+
+@pytest.mark.parametrize(("dtype", "atol"), MANY)
+def test_sums_of_many_channels_in_few_bits(impl, dtype, atol):
+    x, weight = signal(2, 1500, 13, dtype=dtype), (signal(5, 1500, 4) / 6000**0.5).to(dtype)
+    expected = F.conv1d(x.double(), weight.double()).to(dtype)
+    behaviour = f"conv1d of 1,500 channels in {dtype}"
+    assert_matches(impl.conv1d(x, weight), expected, behaviour, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), MANY)
+def test_gradients_of_many_filters_in_few_bits(impl, dtype, atol):
+    x, weight = signal(2, 3, 13, dtype=dtype), (signal(1500, 3, 4) / 6000**0.5).to(dtype)
+    grad_out = signal(2, 1500, 10, dtype=dtype)
+    dx, _, _ = impl.conv1d_backward(grad_out, x, weight, 1, 0, 1)
+    expected, _, _ = backward(grad_out.double(), x.double(), weight.double(), 1, 0, 1)
+    behaviour = f"dx of 1,500 filters in {dtype}"
+    assert_matches(dx, expected.to(dtype), behaviour, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(("dtype", "large"), [(torch.bfloat16, 1e18), (torch.float64, 1e150)])
+@pytest.mark.parametrize("name", ["conv1d_functional", "conv1d", "conv1d_backward"])
+def test_range_of_the_dtype(impl, name, dtype, large):
+    oracle = backward if name == "conv1d_backward" else F.conv1d
+    inputs = [
+        (argument * large).to(dtype) if isinstance(argument, torch.Tensor) else argument
+        for argument in inputs_of(name, 10, (1, 0, 1))
+    ]
+    exact = [x.double() if isinstance(x, torch.Tensor) else x for x in inputs]
+    actual, expected = getattr(impl, name)(*inputs), oracle(*exact)
+    if name != "conv1d_backward":
+        actual, expected = (actual,), (expected,)
+    rounding = 0.1 if dtype == torch.bfloat16 else 1e-7
+    for number, (ours, theirs) in enumerate(zip(actual, expected, strict=True), 1):
+        scale = theirs.abs().max()
+        what = f"{name} of {dtype} values about {large:g}, part {number}, as parts of its maximum"
+        assert_matches(ours.double() / scale, theirs / scale, what, rtol=0, atol=rounding)
+
+
+@pytest.mark.parametrize("name", ["conv1d", "conv1d_backward"])
+def test_no_loop_that_grows_with_the_input(impl, name):
+    counts = []
+    for n, length in ((4, 40), (60, 40), (4, 160)):
+        x, weight, grad_out = signal(n, 2, length), signal(5, 2, 3), signal(n, 5, length)
+        inputs = (x, weight, signal(5)) if name == "conv1d" else (grad_out, x, weight)
+        counts.append(steps(getattr(impl, name), *inputs, 1, 1, 1))
+    # A loop takes five instructions a turn at the very least.
+    behaviour = f"{name}: Python runs {counts} instructions for N = 4, L = 40; N = 60; L = 160"
+    assert max(counts) < counts[0] + 100, behaviour
 
 
 # The gradients: one behaviour at a time, by hand

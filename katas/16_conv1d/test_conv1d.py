@@ -440,6 +440,14 @@ def test_a_call_leaves_nothing_behind(impl, name, length, options, oracle):
     assert_repeatable(getattr(impl, name), inputs, oracle, f"{name} with {options}")
 
 
+@pytest.mark.parametrize("name", ["conv1d_functional", "conv1d"])
+def test_a_call_without_a_bias_leaves_nothing_behind(impl, name):
+    def inputs():
+        return signal(4, 3, 11), signal(5, 3, 2)
+
+    assert_repeatable(getattr(impl, name), inputs, F.conv1d, f"{name} without a bias")
+
+
 @each_function
 def test_layout_of_every_argument(impl, name, length, options, oracle):
     inputs = inputs_of(name, length, options)

@@ -4,7 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dojo.testing import assert_matches, forbid, gradients, layouts, unchanged
+from dojo.testing import (
+    assert_all_match,
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    gradients,
+    layouts,
+    unchanged,
+)
 
 NAMES = ["conv2d_functional", "conv2d"]
 CONVOLUTIONS = [
@@ -276,3 +286,239 @@ def test_gradients_reach_every_input(impl, name):
     expected = gradients(reference, inputs, grad_out)
     for argument, got, wanted in zip(("x", "weight", "bias"), actual, expected, strict=True):
         assert_matches(got, wanted, f"{name}: the gradient for {argument}")
+
+
+# One option after another, and shapes for which a solution may take a short cut
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("stride", value) for value in (1, 2, 4, (1, 1), (1, 3), (3, 1), (2, 2))),
+        *(("padding", value) for value in (0, 1, (0, 0), (0, 2), (3, 0), (2, 2))),
+        *(("dilation", value) for value in (1, 2, (1, 1), (1, 3), (2, 1), (2, 2))),
+        *(("groups", value) for value in (1, 2, 3, 6)),
+    ],
+)
+def test_one_option_at_a_time(impl, option, value, bias):
+    x, weight, offsets = arguments(
+        (2, 6, 9, 11), (12, 6 if option != "groups" else 6 // value, 4, 3)
+    )
+    offsets = offsets if bias else None
+    actual = impl.conv2d(x, weight, offsets, **{option: value})
+    expected = F.conv2d(x, weight, offsets, **{option: value})
+    assert_matches(actual, expected, f"conv2d with {option}={value}, a bias: {bias}")
+
+
+SHORT_CUTS = [
+    ("a filter a channel", (2, 5, 7, 10), (5, 1, 3, 2), 5),
+    ("two filters a channel", (2, 5, 7, 11), (10, 1, 3, 2), 5),
+    ("a filter a group", (2, 8, 7, 10), (4, 2, 3, 5), 4),
+    ("one channel", (2, 1, 7, 10), (5, 1, 3, 4), 1),
+    ("one filter", (2, 3, 7, 10), (1, 3, 5, 4), 1),
+    ("a kernel of one", (2, 3, 7, 10), (5, 3, 1, 1), 1),
+    ("patches", (2, 3, 8, 10), (5, 3, 2, 4), 1),
+    ("square images and kernels", (2, 3, 9, 9), (5, 3, 4, 4), 1),
+    ("the whole image", (2, 3, 4, 5), (7, 3, 4, 5), 1),
+    ("as many of everything", (3, 3, 3, 3), (3, 3, 3, 3), 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "images", "kernels", "groups"), SHORT_CUTS, ids=[case[0] for case in SHORT_CUTS]
+)
+def test_shapes_that_invite_a_short_cut(impl, what, images, kernels, groups):
+    rows, columns = kernels[2:]
+    for stride in (1, (rows, columns), (columns, rows)):
+        for padding in (0, (rows, columns)):
+            x, weight, bias = arguments(images, kernels)
+            options = {"stride": stride, "padding": padding, "groups": groups}
+            for dilation in (1, (1, 2)) if padding else (1,):
+                options["dilation"] = dilation
+                actual = impl.conv2d(x, weight, bias, **options)
+                expected = F.conv2d(x, weight, bias, **options)
+                assert_matches(actual, expected, f"{what}, {spelled(**options)}")
+
+
+# Each has an axis that is longer than those elsewhere by far.
+LARGE = [
+    pytest.param((1, 2, 3, 70_001), (3, 2, 2, 4), 1, id="width"),
+    pytest.param((1, 2, 70_001, 3), (3, 2, 4, 2), 1, id="height"),
+    pytest.param((1, 1, 301, 260), (2, 1, 3, 4), 1, id="pixels"),
+    pytest.param((2, 1100, 5, 7), (3, 1100, 2, 4), 1, id="channels"),
+    pytest.param((2, 3, 5, 7), (1100, 3, 2, 4), 1, id="filters"),
+    pytest.param((2, 300, 5, 7), (600, 1, 2, 4), 300, id="groups"),
+    pytest.param((300, 2, 5, 7), (3, 2, 2, 4), 1, id="batch"),
+    pytest.param((2, 3, 40, 50), (4, 3, 34, 41), 1, id="kernel"),
+]
+
+
+@pytest.mark.parametrize(("images", "kernels", "groups"), LARGE)
+def test_large_axes(impl, images, kernels, groups):
+    x, weight, bias = arguments(images, kernels)
+    actual = impl.conv2d(x, weight, bias, padding=(0, 1), groups=groups)
+    expected = F.conv2d(x, weight, bias, padding=(0, 1), groups=groups)
+    behaviour = f"{images} images under {kernels} kernels in {groups} groups"
+    assert_matches(actual, expected, behaviour)
+
+
+# Each differs from the first in one thing. The second has the first's padded size, and another
+# border.
+NEIGHBOURS = [
+    ((2, 6, 7, 10), (4, 3, 3, 2), (1, 1, (2, 1)), {}),
+    ((2, 6, 9, 8), (4, 3, 3, 2), (1, 1, (1, 2)), {}),
+    ((2, 6, 7, 12), (4, 3, 3, 2), (1, 1, (2, 1)), {}),
+    ((2, 6, 10, 7), (4, 3, 3, 2), (1, 1, (2, 1)), {}),
+    ((2, 6, 3, 4), (4, 3, 3, 2), (1, 1, (2, 1)), {}),
+    ((5, 6, 7, 10), (4, 3, 3, 2), (1, 1, (2, 1)), {}),
+    ((2, 6, 7, 10), (8, 3, 3, 2), (1, 1, (2, 1)), {}),
+    ((2, 6, 7, 10), (4, 3, 2, 3), (1, 1, (2, 1)), {}),
+    ((2, 6, 7, 10), (4, 3, 3, 2), (2, 1, (2, 1)), {}),
+    ((2, 6, 7, 10), (4, 3, 3, 2), ((1, 2), 1, (2, 1)), {}),
+    ((2, 6, 7, 10), (4, 3, 3, 2), (1, 2, (2, 1)), {}),
+    ((2, 6, 7, 10), (4, 3, 3, 2), (1, (1, 3), (2, 1)), {}),
+    ((2, 6, 7, 10), (4, 3, 3, 2), (1, 1, (1, 2)), {}),
+    ((2, 6, 7, 10), (4, 6, 3, 2), (1, 1, (2, 1)), {"groups": 1}),
+    ((2, 6, 7, 10), (4, 3, 3, 2), (1, 1, (2, 1)), {"dtype": torch.float32}),
+]
+
+
+def test_no_call_sees_the_one_before(impl):
+    for case in NEIGHBOURS:
+        for images, kernels, (stride, dilation, padding), more in (NEIGHBOURS[0], case):
+            x, weight, bias = arguments(images, kernels, more.get("dtype", torch.float64))
+            options = {"stride": stride, "padding": padding, "dilation": dilation}
+            options["groups"] = more.get("groups", 2)
+            actual = impl.conv2d(x, weight, bias, **options)
+            expected = F.conv2d(x, weight, bias, **options)
+            case_text = f"{images} images under {kernels} kernels, {spelled(**options)}"
+            behaviour = f"after calls of other sizes and options, {case_text}"
+            assert_matches(actual, expected, behaviour, atol=1e-4)
+
+
+# Gradients
+
+GRADIENTS = [
+    ((2, 6, 7, 10), (4, 6, 3, 2), (1, 0, 1, 1)),
+    ((2, 6, 7, 10), (4, 3, 3, 2), ((1, 2), (2, 1), (2, 3), 2)),
+    ((2, 6, 7, 10), (12, 1, 3, 2), ((3, 1), 1, 1, 6)),
+    ((2, 3, 7, 10), (4, 3, 1, 1), (1, 0, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(("images", "kernels", "options"), GRADIENTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_whoever_asks(impl, name, images, kernels, options):
+    asking = ("x", "weight", "bias")
+    for wanted in [asking, *((one,) for one in asking), ("x", "bias")]:
+        inputs = dict(zip(asking, arguments(images, kernels), strict=True))
+        for argument in wanted:
+            inputs[argument].requires_grad_()
+        leaves = [inputs[argument] for argument in wanted]
+        expected = F.conv2d(*inputs.values(), *options)
+        out = getattr(impl, name)(*inputs.values(), *options)
+        flags = [argument for argument in asking if inputs[argument].requires_grad]
+        assert flags == list(wanted), f"{name} has made another input require a gradient"
+        who = " and ".join(wanted)
+        for layout, grad_out in layouts(torch.randn_like(expected)):
+            ours, theirs = (gradients(result, leaves, grad_out) for result in (out, expected))
+            behaviour = f"{name}: gradients for {who} alone, upstream gradient {layout}"
+            assert_all_match(ours, theirs, behaviour)
+
+
+@pytest.mark.parametrize(("images", "kernels", "options"), GRADIENTS)
+def test_gradients_without_a_bias(impl, images, kernels, options):
+    x, weight = (tensor.requires_grad_() for tensor in arguments(images, kernels)[:2])
+    expected = torch.autograd.grad(F.conv2d(x, weight, None, *options).sum(), (x, weight))
+    actual = torch.autograd.grad(impl.conv2d(x, weight, None, *options).sum(), (x, weight))
+    assert_all_match(actual, expected, f"gradients of the sum of conv2d without bias, {options}")
+
+
+@pytest.mark.parametrize(("images", "kernels", "options"), GRADIENTS)
+def test_gradients_in_any_memory_layout(impl, images, kernels, options):
+    inputs = arguments(images, kernels)
+    grad_out = torch.randn_like(F.conv2d(*inputs, *options))
+
+    def through(convolve):
+        def taken(*inputs):
+            leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+            return gradients(convolve(*leaves, *options), leaves, grad_out)
+
+        return taken
+
+    expected = through(F.conv2d)(*inputs)
+    assert_any_layout(through(impl.conv2d), inputs, expected, f"gradients of conv2d, {options}")
+
+
+@pytest.mark.parametrize(("images", "kernels", "options"), GRADIENTS)
+def test_gradients_of_two_calls_at_once(impl, images, kernels, options):
+    leaves = [*arguments(images, kernels), *arguments(images, kernels)]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    outs = [F.conv2d(*leaves[:3], *options), F.conv2d(*leaves[3:], *options)]
+    grad_out = torch.randn_like(torch.stack(outs))
+    expected = gradients(torch.stack(outs), leaves, grad_out)
+    outs = [impl.conv2d(*leaves[:3], *options), impl.conv2d(*leaves[3:], *options)]
+    actual = gradients(torch.stack(outs), leaves, grad_out)
+    assert_all_match(actual, expected, f"gradients of two calls of conv2d at once, {options}")
+
+
+# Promises of every function
+
+
+@pytest.mark.parametrize(("images", "kernels", "options"), GRADIENTS)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_call_leaves_nothing_behind(impl, name, biased, images, kernels, options):
+    def inputs():
+        x, weight, bias = arguments(images, kernels)
+        return x, weight, bias if biased else None, *options
+
+    assert_repeatable(getattr(impl, name), inputs, F.conv2d, f"{name} with {options}")
+
+
+@pytest.mark.parametrize(("images", "kernels", "options"), GRADIENTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_layout_of_every_argument(impl, name, images, kernels, options):
+    inputs = *arguments(images, kernels), *options
+    assert_any_layout(getattr(impl, name), inputs, F.conv2d(*inputs), f"{name} with {options}")
+
+
+@pytest.mark.parametrize(("images", "kernels", "options"), GRADIENTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_modes_of_torch(impl, name, images, kernels, options):
+    for dtype in (torch.float64, torch.float32):
+        inputs = *arguments(images, kernels, dtype), *options
+        behaviour = f"{name} of {dtype} with {options}"
+        assert_any_mode(getattr(impl, name), inputs, F.conv2d(*inputs), behaviour, atol=1e-4)
+
+
+def test_images_that_are_their_own_kernels(impl):
+    x, _, _ = arguments((2, 3, 5, 7), (4, 3, 1, 1))
+    expected = F.conv2d(x, x, padding=(1, 2))
+    assert_matches(impl.conv2d(x, x, padding=(1, 2)), expected, "conv2d of x with x as the weight")
+
+
+# 9,000 products, each about one before they are scaled. A solution that rounds once for each tap is
+# off by less than half of what is allowed here, one that rounds at each channel by far more.
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float16, 0.01), (torch.bfloat16, 0.08)])
+def test_sums_of_many_channels_in_few_bits(impl, dtype, atol):
+    x, weight, bias = arguments((2, 1500, 5, 4), (7, 1500, 2, 3))
+    x, weight, bias = x.to(dtype), (weight / 9000**0.5).to(dtype), bias.to(dtype)
+    expected = F.conv2d(x.double(), weight.double(), bias.double()).to(dtype)
+    behaviour = f"conv2d of 1,500 channels in {dtype}"
+    assert_matches(impl.conv2d(x, weight, bias), expected, behaviour, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(("dtype", "large"), [(torch.bfloat16, 1e18), (torch.float64, 1e150)])
+@pytest.mark.parametrize("name", NAMES)
+def test_range_of_the_dtype(impl, name, dtype, large):
+    x, weight, _ = arguments((2, 3, 7, 10), (4, 3, 3, 2))
+    x, weight = (x * large).to(dtype), (weight * large).to(dtype)
+    expected = F.conv2d(x.double(), weight.double())
+    scale = expected.abs().max()
+    actual = getattr(impl, name)(x, weight)
+    assert actual.dtype == dtype, f"{name} of {dtype} gives {actual.dtype}"
+    behaviour = f"{name} of {dtype} values about {large:g}, as parts of the largest result"
+    rounding = 0.1 if dtype == torch.bfloat16 else 1e-7
+    assert_matches(actual.double() / scale, expected / scale, behaviour, rtol=0, atol=rounding)

@@ -4,7 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dojo.testing import assert_matches, forbid, gradients, layouts, unchanged
+from dojo.testing import (
+    assert_all_match,
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    gradients,
+    layouts,
+    unchanged,
+)
 
 NAMES = ["conv3d_functional", "conv3d"]
 CONVOLUTIONS = [
@@ -237,3 +247,226 @@ def test_gradients_reach_every_input(impl, name):
     expected = gradients(reference, inputs, grad_out)
     for argument, got, wanted in zip(("x", "weight", "bias"), actual, expected, strict=True):
         assert_matches(got, wanted, f"{name}: the gradient for {argument}")
+
+
+# One option after another, and shapes for which a solution may take a short cut
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("stride", value) for value in (1, 2, 9, (1, 1, 1), (1, 1, 3), (1, 3, 1), (2, 1, 1))),
+        *(("padding", value) for value in (0, 1, (0, 0, 0), (0, 0, 2), (0, 3, 0), (1, 0, 0))),
+    ],
+)
+def test_one_option_at_a_time(impl, option, value, bias):
+    x, weight, offsets = arguments((2, 3, 5, 6, 7), (4, 3, 2, 1, 3))
+    offsets = offsets if bias else None
+    actual = impl.conv3d(x, weight, offsets, **{option: value})
+    expected = F.conv3d(x, weight, offsets, **{option: value})
+    assert_matches(actual, expected, f"conv3d with {option}={value}, a bias: {bias}")
+
+
+SHORT_CUTS = [
+    ("one channel", (2, 1, 5, 6, 7), (4, 1, 2, 3, 1)),
+    ("one filter", (2, 3, 5, 6, 7), (1, 3, 2, 1, 4)),
+    ("a kernel of one", (2, 3, 5, 6, 7), (4, 3, 1, 1, 1)),
+    ("patches", (2, 3, 4, 6, 8), (5, 3, 2, 3, 4)),
+    ("cubes", (2, 3, 7, 7, 7), (4, 3, 3, 3, 3)),
+    ("the whole volume", (2, 3, 4, 5, 6), (7, 3, 4, 5, 6)),
+    ("as many of everything", (3, 3, 3, 3, 3), (3, 3, 3, 3, 3)),
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "volumes", "kernels"), SHORT_CUTS, ids=[case[0] for case in SHORT_CUTS]
+)
+def test_shapes_that_invite_a_short_cut(impl, what, volumes, kernels):
+    for stride, padding in product((1, kernels[2:], (3, 1, 2)), (0, kernels[2:], (0, 2, 1))):
+        x, weight, bias = arguments(volumes, kernels)
+        actual = impl.conv3d(x, weight, bias, stride, padding)
+        expected = F.conv3d(x, weight, bias, stride, padding)
+        assert_matches(actual, expected, f"{what}, {stride=}, {padding=}")
+
+
+# Each has an axis that is longer than those elsewhere by far.
+LARGE = [
+    pytest.param((1, 1, 601, 2, 3), (3, 1, 4, 1, 2), id="depth"),
+    pytest.param((1, 1, 2, 3001, 3), (3, 1, 1, 4, 2), id="height"),
+    pytest.param((1, 1, 2, 3, 3001), (3, 1, 1, 2, 4), id="width"),
+    pytest.param((1, 1, 40, 41, 42), (2, 1, 2, 1, 3), id="voxels"),
+    pytest.param((2, 1100, 4, 3, 5), (3, 1100, 2, 1, 3), id="channels"),
+    pytest.param((2, 3, 4, 3, 5), (1100, 3, 2, 1, 3), id="filters"),
+    pytest.param((300, 2, 4, 3, 5), (1, 2, 2, 1, 3), id="batch"),
+    pytest.param((2, 1, 9, 10, 11), (3, 1, 6, 7, 8), id="kernel"),
+]
+
+
+@pytest.mark.parametrize(("volumes", "kernels"), LARGE)
+def test_large_axes(impl, volumes, kernels):
+    x, weight, bias = arguments(volumes, kernels)
+    actual = impl.conv3d(x, weight, bias, padding=(0, 1, 0))
+    expected = F.conv3d(x, weight, bias, padding=(0, 1, 0))
+    assert_matches(actual, expected, f"{volumes} volumes under {kernels} kernels")
+
+
+# Each differs from the first in one thing: volumes, kernels, stride, padding or dtype. The second
+# has the first's padded size and another border, the third its number of padded voxels.
+NEIGHBOURS = [
+    ((2, 3, 5, 6, 7), (4, 3, 2, 1, 3), 1, (2, 0, 1), torch.float64),
+    ((2, 3, 7, 4, 9), (4, 3, 2, 1, 3), 1, (1, 1, 0), torch.float64),
+    ((2, 3, 2, 9, 7), (4, 3, 2, 1, 3), 1, (2, 0, 1), torch.float64),
+    ((2, 3, 9, 6, 7), (4, 3, 2, 1, 3), 1, (2, 0, 1), torch.float64),
+    ((2, 3, 5, 9, 7), (4, 3, 2, 1, 3), 1, (2, 0, 1), torch.float64),
+    ((2, 3, 5, 6, 9), (4, 3, 2, 1, 3), 1, (2, 0, 1), torch.float64),
+    ((2, 3, 7, 6, 5), (4, 3, 2, 1, 3), 1, (2, 0, 1), torch.float64),
+    ((2, 3, 5, 3, 4), (4, 3, 2, 1, 3), 1, (2, 0, 1), torch.float64),
+    ((4, 3, 5, 6, 7), (4, 3, 2, 1, 3), 1, (2, 0, 1), torch.float64),
+    ((2, 1, 5, 6, 7), (4, 1, 2, 1, 3), 1, (2, 0, 1), torch.float64),
+    ((2, 3, 5, 6, 7), (6, 3, 2, 1, 3), 1, (2, 0, 1), torch.float64),
+    ((2, 3, 5, 6, 7), (4, 3, 3, 1, 2), 1, (2, 0, 1), torch.float64),
+    ((2, 3, 5, 6, 7), (4, 3, 2, 1, 3), 2, (2, 0, 1), torch.float64),
+    ((2, 3, 5, 6, 7), (4, 3, 2, 1, 3), (1, 2, 3), (2, 0, 1), torch.float64),
+    ((2, 3, 5, 6, 7), (4, 3, 2, 1, 3), 1, (1, 0, 2), torch.float64),
+    ((2, 3, 5, 6, 7), (4, 3, 2, 1, 3), 1, (2, 0, 1), torch.float32),
+]
+
+
+def test_no_call_sees_the_one_before(impl):
+    for case in NEIGHBOURS:
+        for volumes, kernels, stride, padding, dtype in (NEIGHBOURS[0], case):
+            x, weight, bias = arguments(volumes, kernels, dtype)
+            actual = impl.conv3d(x, weight, bias, stride, padding)
+            expected = F.conv3d(x, weight, bias, stride, padding)
+            what = f"{volumes} volumes under {kernels} kernels, {stride=}, {padding=}"
+            behaviour = f"after calls of other sizes and options, {what}"
+            assert_matches(actual, expected, behaviour, atol=1e-4)
+
+
+# Gradients
+
+GRADIENTS = [
+    ((2, 3, 5, 6, 7), (4, 3, 2, 1, 3), (1, 0)),
+    ((2, 3, 5, 6, 7), (4, 3, 2, 1, 3), ((1, 2, 3), (2, 0, 1))),
+    ((2, 3, 5, 6, 7), (4, 3, 1, 1, 1), (1, 0)),
+]
+
+
+@pytest.mark.parametrize(("volumes", "kernels", "options"), GRADIENTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_whoever_asks(impl, name, volumes, kernels, options):
+    asking = ("x", "weight", "bias")
+    for wanted in [asking, *((one,) for one in asking), ("x", "bias")]:
+        inputs = dict(zip(asking, arguments(volumes, kernels), strict=True))
+        for argument in wanted:
+            inputs[argument].requires_grad_()
+        leaves = [inputs[argument] for argument in wanted]
+        expected = F.conv3d(*inputs.values(), *options)
+        out = getattr(impl, name)(*inputs.values(), *options)
+        flags = [argument for argument in asking if inputs[argument].requires_grad]
+        assert flags == list(wanted), f"{name} has made another input require a gradient"
+        who = " and ".join(wanted)
+        for layout, grad_out in layouts(torch.randn_like(expected)):
+            ours, theirs = (gradients(result, leaves, grad_out) for result in (out, expected))
+            behaviour = f"{name}: gradients for {who} alone, upstream gradient {layout}"
+            assert_all_match(ours, theirs, behaviour)
+
+
+@pytest.mark.parametrize(("volumes", "kernels", "options"), GRADIENTS)
+def test_gradients_without_a_bias(impl, volumes, kernels, options):
+    x, weight = (tensor.requires_grad_() for tensor in arguments(volumes, kernels)[:2])
+    expected = torch.autograd.grad(F.conv3d(x, weight, None, *options).sum(), (x, weight))
+    actual = torch.autograd.grad(impl.conv3d(x, weight, None, *options).sum(), (x, weight))
+    assert_all_match(actual, expected, f"gradients of the sum of conv3d without bias, {options}")
+
+
+@pytest.mark.parametrize(("volumes", "kernels", "options"), GRADIENTS)
+def test_gradients_in_any_memory_layout(impl, volumes, kernels, options):
+    inputs = arguments(volumes, kernels)
+    grad_out = torch.randn_like(F.conv3d(*inputs, *options))
+
+    def through(convolve):
+        def taken(*inputs):
+            leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+            return gradients(convolve(*leaves, *options), leaves, grad_out)
+
+        return taken
+
+    expected = through(F.conv3d)(*inputs)
+    assert_any_layout(through(impl.conv3d), inputs, expected, f"gradients of conv3d, {options}")
+
+
+@pytest.mark.parametrize(("volumes", "kernels", "options"), GRADIENTS)
+def test_gradients_of_two_calls_at_once(impl, volumes, kernels, options):
+    leaves = [*arguments(volumes, kernels), *arguments(volumes, kernels)]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    outs = [F.conv3d(*leaves[:3], *options), F.conv3d(*leaves[3:], *options)]
+    grad_out = torch.randn_like(torch.stack(outs))
+    expected = gradients(torch.stack(outs), leaves, grad_out)
+    outs = [impl.conv3d(*leaves[:3], *options), impl.conv3d(*leaves[3:], *options)]
+    actual = gradients(torch.stack(outs), leaves, grad_out)
+    assert_all_match(actual, expected, f"gradients of two calls of conv3d at once, {options}")
+
+
+# Promises of every function
+
+
+@pytest.mark.parametrize(("volumes", "kernels", "options"), GRADIENTS)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_call_leaves_nothing_behind(impl, name, biased, volumes, kernels, options):
+    def inputs():
+        x, weight, bias = arguments(volumes, kernels)
+        return x, weight, bias if biased else None, *options
+
+    assert_repeatable(getattr(impl, name), inputs, F.conv3d, f"{name} with {options}")
+
+
+@pytest.mark.parametrize(("volumes", "kernels", "options"), GRADIENTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_layout_of_every_argument(impl, name, volumes, kernels, options):
+    inputs = *arguments(volumes, kernels), *options
+    assert_any_layout(getattr(impl, name), inputs, F.conv3d(*inputs), f"{name} with {options}")
+
+
+@pytest.mark.parametrize(("volumes", "kernels", "options"), GRADIENTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_modes_of_torch(impl, name, volumes, kernels, options):
+    for dtype in (torch.float64, torch.float32):
+        inputs = *arguments(volumes, kernels, dtype), *options
+        behaviour = f"{name} of {dtype} with {options}"
+        assert_any_mode(getattr(impl, name), inputs, F.conv3d(*inputs), behaviour, atol=1e-4)
+
+
+def test_volumes_that_are_their_own_kernels(impl):
+    x, _, _ = arguments((2, 3, 4, 5, 7), (4, 3, 1, 1, 1))
+    expected = F.conv3d(x, x, padding=(1, 0, 2))
+    assert_matches(
+        impl.conv3d(x, x, padding=(1, 0, 2)), expected, "conv3d of x with x as the weight"
+    )
+
+
+# 9,000 products, each about one before they are scaled. A solution that rounds once for each tap is
+# off by less than half of what is allowed here, one that rounds at each channel by far more.
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float16, 0.01), (torch.bfloat16, 0.08)])
+def test_sums_of_many_channels_in_few_bits(impl, dtype, atol):
+    x, weight, bias = arguments((2, 1500, 3, 5, 4), (7, 1500, 2, 1, 3))
+    x, weight, bias = x.to(dtype), (weight / 9000**0.5).to(dtype), bias.to(dtype)
+    expected = F.conv3d(x.double(), weight.double(), bias.double()).to(dtype)
+    behaviour = f"conv3d of 1,500 channels in {dtype}"
+    assert_matches(impl.conv3d(x, weight, bias), expected, behaviour, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(("dtype", "large"), [(torch.bfloat16, 1e18), (torch.float64, 1e150)])
+@pytest.mark.parametrize("name", NAMES)
+def test_range_of_the_dtype(impl, name, dtype, large):
+    x, weight, _ = arguments((2, 3, 5, 6, 7), (4, 3, 2, 1, 3))
+    x, weight = (x * large).to(dtype), (weight * large).to(dtype)
+    expected = F.conv3d(x.double(), weight.double())
+    scale = expected.abs().max()
+    actual = getattr(impl, name)(x, weight)
+    assert actual.dtype == dtype, f"{name} of {dtype} gives {actual.dtype}"
+    behaviour = f"{name} of {dtype} values about {large:g}, as parts of the largest result"
+    rounding = 0.1 if dtype == torch.bfloat16 else 1e-7
+    assert_matches(actual.double() / scale, expected / scale, behaviour, rtol=0, atol=rounding)

@@ -1,7 +1,6 @@
 import random
 import re
 import sys
-import time
 from collections import Counter
 from itertools import pairwise, product
 
@@ -377,30 +376,6 @@ def test_counts_are_updated_not_recounted(impl):
             f"Python, and four times the merges on four times the text {more:,}, "
             f"{more / lines:.1f} times as many; about 4 times do if a merge updates the counts "
             f"next to it and looks at nothing else",
-            pytrace=False,
-        )
-
-
-def processor_time(call):
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
-def test_time_grows_with_the_text_and_no_faster(impl):
-    # What lines do not show: a scan of the text, or of all pairs, that one line does in C.
-    short, long = repeated(110, 6, 7), repeated(880, 6, 7)
-
-    def growth():
-        fast = min(processor_time(lambda: impl.train(short, 256 + 80)) for _ in range(3))
-        return processor_time(lambda: impl.train(long, 256 + 640)) / fast
-
-    # A busy machine may disturb one of the two, so the better of two tries counts.
-    if (times := growth()) > 35 and (times := min(times, growth())) > 35:
-        pytest.fail(
-            f"640 merges on a text of {len(long):,} bytes take {times:.0f} times the processor "
-            f"time of 80 on {len(short):,}; it is about 20 times if no merge looks at the whole "
-            f"text or at all pairs, and 64 if each does",
             pytrace=False,
         )
 

@@ -5,7 +5,16 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from dojo.testing import assert_matches, forbid, gradients, layouts, unchanged
+from dojo.testing import (
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    gradients,
+    layouts,
+    unchanged,
+)
 
 FUNCTIONS = ["attention_functional", "attention"]
 # B, H, T, S, D: no two sizes above one are equal, but for T = S in one.
@@ -44,7 +53,7 @@ def random_mask(shape):
 
 
 def causal_mask(queries, keys):
-    return torch.tensor([[j <= i + keys - queries for j in range(keys)] for i in range(queries)])
+    return torch.arange(keys) <= torch.arange(queries)[:, None] + keys - queries
 
 
 def formula(q, k, v, allowed=True):
@@ -146,6 +155,130 @@ def test_dtype_is_kept(impl, name, dtype, atol):
     actual = run(impl, name, q, k, v, mask=mask)
     expected = formula(q, k, v, mask).to(dtype)
     assert_matches(actual, expected, f"{name} in {dtype}", rtol=0, atol=atol)
+
+
+# What holds of both functions, with or without a mask and causality
+
+
+def chosen(masked, causal):
+    """The arguments of a call, and a description of it."""
+    mask = random_mask((2, 1, 5, 7)) if masked else None
+    return (*inputs(*SHAPE), mask, causal), f"masked={masked}, causal={causal}"
+
+
+def expected_of(q, k, v, mask=None, causal=False):
+    allowed = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool) if mask is None else mask
+    if causal:
+        allowed = allowed & causal_mask(q.shape[2], k.shape[2])
+    return formula(q, k, v, allowed).to(q.dtype)
+
+
+OPTIONS = [(False, False), (False, True), (True, False), (True, True)]
+
+
+@pytest.mark.parametrize(("masked", "causal"), OPTIONS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_nothing_stays_from_an_earlier_call(impl, name, masked, causal):
+    what = f"{name}, {chosen(masked, causal)[1]}"
+    function = getattr(impl, name)
+    assert_repeatable(function, lambda: chosen(masked, causal)[0], expected_of, what)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_options_stay_from_no_earlier_call(impl, name):
+    for masked, causal in [*OPTIONS, *reversed(OPTIONS)]:
+        arguments, what = chosen(masked, causal)
+        actual = getattr(impl, name)(*arguments)
+        assert_matches(actual, expected_of(*arguments), f"{name} after other options, {what}")
+
+
+@pytest.mark.parametrize(("masked", "causal"), OPTIONS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_any_layout_of_each_argument(impl, name, masked, causal):
+    arguments, what = chosen(masked, causal)
+    function = getattr(impl, name)
+    expected = expected_of(*arguments)
+    if masked:  # the layouts are made for numbers
+        arguments = (*arguments[:3], arguments[3].float(), causal)
+
+    def call(q, k, v, mask, causal):
+        return function(q, k, v, None if mask is None else mask.bool(), causal)
+
+    assert_any_layout(call, arguments, expected, f"{name}, {what}")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_same_under_any_mode(impl, name):
+    for masked, causal in OPTIONS:
+        arguments, what = chosen(masked, causal)
+        assert_any_mode(getattr(impl, name), arguments, expected_of(*arguments), f"{name}, {what}")
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 70, 100, 5), (1, 2, 130, 100, 4), (1, 2, 3, 1500, 5)])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_many_keys(impl, name, shape):
+    q, k, v = inputs(*shape)
+    for mask, causal in [(None, False), (None, True), (random_mask(shape[2:4]), True)]:
+        actual = run(impl, name, q, k, v, mask=mask, causal=causal)
+        what = f"{name} for B, H, T, S, D = {shape}, masked={mask is not None}, causal={causal}"
+        assert_matches(actual, expected_of(q, k, v, mask, causal), what)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [
+        ((3, 3, 5, 7, 4), (3, 5, 7)),  # as many heads as examples: the axis is that of heads
+        ((3, 3, 5, 7, 4), (3, 1, 7)),
+        ((3, 3, 5, 7, 4), (3, 1, 5, 7)),
+        ((5, 2, 5, 7, 4), (5, 7)),  # as many queries as examples: the axis is that of queries
+        ((5, 5, 5, 7, 4), (5, 1)),
+        ((7, 2, 5, 7, 4), (1, 7)),
+        ((2, 3, 5, 7, 4), (1, 3, 1, 1)),
+        ((2, 3, 5, 7, 4), (2, 1, 1, 1)),
+    ],
+)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_mask_broadcasts_from_its_last_axis(impl, name, sizes, shape):
+    q, k, v = inputs(*sizes)
+    mask = (torch.arange(math.prod(shape)) % 3 != 1).reshape(shape)
+    actual = run(impl, name, q, k, v, mask=mask)
+    behaviour = f"{name} under a mask of shape {shape} for B, H, T, S, D = {sizes}"
+    assert_matches(actual, expected_of(q, k, v, mask), behaviour)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_one_tensor_for_queries_keys_and_values(impl, name):
+    x, _, _ = inputs(2, 3, 5, 5, 4)
+    for causal in (False, True):
+        actual = run(impl, name, x, x, x, causal=causal)
+        behaviour = f"{name} of one tensor as q, k and v, causal={causal}"
+        assert_matches(actual, expected_of(x, x, x, None, causal), behaviour)
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype, _ in DTYPES])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_scores_at_the_edge_of_the_dtype(impl, name, dtype):
+    # With 16 features the scores are a quarter of q kᵀ. Keys 0 and 2 are opposite, key 1 is zero,
+    # key 3 is half of key 2 and key 4 is key 2 again.
+    top = 0.9 * torch.finfo(dtype).max / (1 if name == "attention" else 4)
+    q = torch.full((1, 1, 1, 16), math.sqrt(top / 4), dtype=dtype)
+    k = torch.tensor([1.0, 0.0, -1.0, -0.5, -1.0]).to(dtype)[:, None] * q
+    v = torch.arange(10.0, 15.0).to(dtype)[:, None].expand(1, 1, 5, 16)
+    for seen, value in [
+        ([0, 1, 2, 3, 4], 10),
+        ([1, 2, 3], 11),
+        ([2, 3], 13),
+        ([2], 12),
+        ([2, 4], 13),
+    ]:
+        mask = torch.zeros(1, 5, dtype=torch.bool)
+        mask[0, seen] = True
+        actual = run(impl, name, q, k, v, mask=mask)
+        behaviour = f"{name} in {dtype} with scores up to {top:.3g}, keys {seen} to see"
+        assert_matches(actual, torch.full_like(q, value), behaviour, rtol=1e-2)
+    actual = run(impl, name, q, k, v)
+    behaviour = f"{name} in {dtype} with scores up to {top:.3g}"
+    assert_matches(actual, torch.full_like(q, 10), behaviour, rtol=1e-2)
 
 
 # The weights
@@ -291,6 +424,31 @@ def test_an_empty_row_takes_no_part_in_the_gradient(impl):
         assert_matches(actual, torch.zeros_like(actual), behaviour, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [dtype for dtype, _ in DTYPES])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_rows_that_only_mask_and_causal_together_leave_empty(impl, name, dtype):
+    # Query i sees keys 0 to i by causality, and the mask leaves query 1 keys 3 and 4 alone.
+    q, k, v = inputs(2, 3, 5, 5, 4, dtype=dtype)
+    mask = torch.ones(5, 5, dtype=torch.bool)
+    mask[1, :3] = False
+    actual = run(impl, name, q, k, v, mask=mask, causal=True)
+    behaviour = f"causal {name} in {dtype} of a query whose mask allows later keys alone"
+    assert_matches(actual[:, :, 1], torch.zeros_like(q[:, :, 1]), behaviour, rtol=0, atol=0)
+    assert not actual.isnan().any(), f"{behaviour}: the other queries give NaN"
+
+
+def test_a_row_that_is_empty_by_mask_and_causal_takes_no_part_in_the_gradient(impl):
+    tensors = [t.requires_grad_() for t in inputs(2, 3, 7, 5, 4, dtype=torch.float64)]
+    mask = torch.ones(7, 5, dtype=torch.bool)
+    mask[3, :2] = False  # queries 0 and 1 see nothing either, there being two keys fewer
+    grad_out = torch.randn(2, 3, 7, 4, dtype=torch.float64)
+    actual = gradients(impl.attention(*tensors, mask, True), tensors, grad_out)
+    expected = gradients(formula(*tensors, mask & causal_mask(7, 5)), tensors, grad_out)
+    for name, ours, theirs in zip("qkv", actual, expected, strict=True):
+        behaviour = f"the gradient of {name} where mask and causal together leave rows empty"
+        assert_matches(ours, theirs, behaviour, atol=1e-6)
+
+
 # Gradients
 
 
@@ -315,6 +473,21 @@ def test_gradients_of_the_functional_version(impl):
     expected = gradients(formula(*tensors, causal_mask(5, 7)), tensors, grad_out)
     for name, ours, theirs in zip("qkv", actual, expected, strict=True):
         behaviour = f"the gradient of {name} through attention_functional"
+        assert_matches(ours, theirs, behaviour, atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("which", ["qkv", "q", "k", "v"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradients_without_a_mask(impl, name, which, causal):
+    tensors = inputs(*SHAPE, dtype=torch.float64)
+    leaves = [t.requires_grad_() for n, t in zip("qkv", tensors, strict=True) if n in which]
+    grad_out = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    options = {"causal": True} if causal else {}
+    actual = gradients(getattr(impl, name)(*tensors, **options), leaves, grad_out)
+    expected = gradients(formula(*tensors, causal_mask(5, 7) if causal else True), leaves, grad_out)
+    for leaf, ours, theirs in zip(which, actual, expected, strict=True):
+        behaviour = f"the gradient of {leaf} through {name} when {which} need one, causal={causal}"
         assert_matches(ours, theirs, behaviour, atol=1e-6)
 
 
@@ -439,6 +612,100 @@ def test_layer_is_the_same_in_both_modes(impl):
         training = layer.train()(x, causal=causal)
         behaviour = f"the layer in eval mode beside training mode, causal={causal}"
         assert_matches(layer.eval()(x, causal=causal), training, behaviour)
+
+
+def torchs_with_the_weights_of(layer, embed_dim, num_heads):
+    """PyTorch's own layer with copies of the weights that a layer has now."""
+    dtype = layer.q_proj.weight.dtype
+    theirs = nn.MultiheadAttention(embed_dim, num_heads, batch_first=True, dtype=dtype)
+    projections = [layer.q_proj, layer.k_proj, layer.v_proj]
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([p.weight for p in projections]))
+        theirs.in_proj_bias.copy_(torch.cat([p.bias for p in projections]))
+    theirs.out_proj.load_state_dict(layer.out_proj.state_dict())
+    return theirs
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("grad", [True, False])
+def test_layer_keeps_nothing_from_earlier_calls(impl, training, grad):
+    layer, _ = layer_and_torchs(impl, 12, 3)
+    other, _ = layer_and_torchs(impl, 12, 3)
+    layer.train(training)
+    other.train(training)
+
+    def check(what):
+        theirs = torchs_with_the_weights_of(layer, 12, 3)
+        for causal in (True, False):
+            x = torch.randn(2, 5, 12)
+            with torch.set_grad_enabled(grad):
+                expected = torchs_output(theirs, x, causal)
+                actual = run_layer(layer, x, **({"causal": True} if causal else {}))
+            assert_matches(actual, expected, f"the layer {what}, causal={causal}, {training=}")
+
+    check("after calls with and without causal")
+    for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        with torch.no_grad():
+            for parameter in getattr(layer, projection).parameters():
+                parameter.mul_(-1.5)
+        check(f"after {projection} was changed in place")
+    other(torch.randn(2, 5, 12))
+    check("after another one was called")
+    layer.load_state_dict(other.state_dict())
+    check("after load_state_dict")
+    layer.k_proj = nn.Linear(12, 12)
+    check("with another k_proj in its place")
+    layer.train(not training)
+    layer.train(training)
+    check("after its mode was changed and changed back")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_layer_is_repeatable(impl, training):
+    layer, theirs = layer_and_torchs(impl, 12, 3)
+    layer.train(training)
+    assert_repeatable(
+        layer,
+        lambda: (torch.randn(2, 5, 12), True),
+        lambda x, causal: torchs_output(theirs, x, causal),
+        f"the layer, training={training}",
+    )
+    x = torch.randn(2, 5, 12)
+    for causal in (False, True):
+        expected = torchs_output(theirs, x, causal)
+        assert_any_mode(layer, (x, causal), expected, f"the layer, causal={causal}")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_layer_gradients_in_either_mode(impl, training, causal):
+    layer, theirs = layer_and_torchs(impl, 12, 3, dtype=torch.float64)
+    layer.train(training)
+    x = torch.randn(2, 5, 12, dtype=torch.float64).requires_grad_()
+    grad_out = torch.randn(2, 5, 12, dtype=torch.float64)
+    names = [f"{n}_proj.{kind}" for kind in ("weight", "bias") for n in ("q", "k", "v", "out")]
+    parameters = dict(layer.named_parameters())
+    out = layer(x, causal)
+    assert out.requires_grad, f"the layer's output has no gradient, training={training}"
+    actual = gradients(out, [x, *(parameters[name] for name in names)], grad_out)
+    wanted = [x, theirs.in_proj_weight, theirs.out_proj.weight]
+    wanted += [theirs.in_proj_bias, theirs.out_proj.bias]
+    dx, *parts = gradients(torchs_output(theirs, x, causal), wanted, grad_out)
+    expected = [dx, *parts[0].chunk(3), parts[1], *parts[2].chunk(3), parts[3]]
+    for name, ours, theirs_ in zip(["x", *names], actual, expected, strict=True):
+        behaviour = f"the layer's gradient of {name}, causal={causal}, training={training}"
+        assert_matches(ours, theirs_, behaviour, atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_layer_on_many_tokens(impl, causal):
+    layer, theirs = layer_and_torchs(impl, 6, 2)
+    for length in (100, 1100):
+        x = torch.randn(1, length, 6)
+        behaviour = f"the layer on {length} tokens, causal={causal}"
+        assert_matches(
+            run_layer(layer, x, causal=causal), torchs_output(theirs, x, causal), behaviour
+        )
 
 
 def test_layer_has_four_projections_with_biases(impl):

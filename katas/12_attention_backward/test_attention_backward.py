@@ -4,7 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dojo.testing import assert_matches, forbid, gradients, layouts, unchanged
+from dojo.testing import (
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    gradients,
+    layouts,
+    unchanged,
+)
 
 NAMES = ["dq", "dk", "dv"]
 # B, H, T, S, D, E. Axes differ in size, so that a swapped one cannot hide; then each axis at one,
@@ -389,3 +398,122 @@ def test_works_by_hand_without_autograd(impl, causal):
         actual = impl.attention_backward(*inputs, causal=causal)
     expected = oracle(*inputs, causal=causal)
     assert_all_match(actual, expected, "under torch.inference_mode()")
+
+
+# Whatever is called before, and wherever.
+
+
+def expected_of(*inputs):
+    """Return the oracle's gradients in the dtypes that the brief asks for."""
+    return tuple(x.to(inputs[0].dtype) for x in oracle(*inputs))
+
+
+@pytest.mark.parametrize(("t", "s"), [(5, 7), (7, 5)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_nothing_stays_from_an_earlier_call(impl, causal, t, s):
+    assert_repeatable(
+        impl.attention_backward,
+        lambda: (*tensors(2, 3, t, s, 4, 6), causal),
+        expected_of,
+        f"the gradients for T={t}, S={s}, causal={causal}",
+    )
+    for again in (not causal, causal):
+        inputs = tensors(2, 3, t, s, 4, 6)
+        behaviour = f"for T={t}, S={s}, causal={again}, after a call with causal={not again}"
+        actual = impl.attention_backward(*inputs, again)
+        assert_all_match(actual, oracle(*inputs, again), behaviour)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_any_layout_of_each_argument(impl, causal):
+    inputs = (*tensors(2, 3, 5, 7, 4, 6), causal)
+    behaviour = f"the gradients, causal={causal},"
+    assert_any_layout(impl.attention_backward, inputs, expected_of(*inputs), behaviour)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_same_under_any_mode(impl, causal, dtype):
+    inputs = (*tensors(2, 3, 6, 4, 5, 7, dtype=dtype), causal)
+    tolerance = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {}
+    behaviour = f"the gradients in {dtype}, causal={causal},"
+    assert_any_mode(impl.attention_backward, inputs, expected_of(*inputs), behaviour, **tolerance)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_inputs_that_require_gradients(impl, causal):
+    inputs = tensors(2, 3, 5, 7, 4, 6)
+    expected = oracle(*inputs, causal)
+    leaves = [x.requires_grad_() for x in inputs]
+    behaviour = f"of inputs that require gradients, causal={causal}"
+    assert_all_match(impl.attention_backward(*leaves, causal), expected, behaviour)
+    assert all(x.grad is None for x in leaves), "the gradients of the inputs were filled in"
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_one_tensor_for_all_inputs(impl, causal):
+    x, _, _, _ = tensors(2, 3, 5, 5, 4, 4)
+    with unchanged(x=x):
+        actual = impl.attention_backward(x, x, x, x, causal)
+    behaviour = f"of one tensor as grad_out, q, k and v, causal={causal}"
+    assert_all_match(actual, oracle(x, x, x, x, causal), behaviour)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 3, 70, 100, 5, 4),
+        (1, 2, 130, 100, 4, 3),
+        (1, 2, 3, 1500, 5, 4),
+        (1, 2, 1500, 3, 4, 5),
+        (3, 2, 5, 7, 200, 130),
+    ],
+)
+def test_beyond_the_size_of_a_block(impl, shape, causal):
+    inputs = tensors(*shape)
+    inputs[1] *= shape[4] ** -0.5  # keeps scores of many features near one
+    actual = impl.attention_backward(*inputs, causal)
+    assert_all_match(actual, oracle(*inputs, causal), f"{described(shape)}, causal={causal}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("sign", "best"), [(1, 0), (-1, 2)])
+def test_scores_at_the_edge_of_the_dtype(impl, dtype, sign, best):
+    # With 16 features the scores are a quarter of q kᵀ, which does not fit the dtype. Key 0 is
+    # along the queries, key 2 opposite, key 1 zero and key 3 half of key 2.
+    length = math.sqrt(0.9 * torch.finfo(dtype).max / 4)
+    row = torch.full((1, 1, 1, 16), length, dtype=dtype)
+    q, k = sign * row.repeat(1, 1, 3, 1), torch.tensor([1.0, 0, -1, -0.5])[:, None].to(dtype) * row
+    grad_out, _, _, v = tensors(1, 1, 3, 4, 16, 5, dtype=dtype)
+    # All queries see the best key alone.
+    dq, dk, dv = impl.attention_backward(grad_out, q, k, v)
+    behaviour = f"in {dtype} where scores are close to the largest number, and key {best} is best"
+    expected = torch.zeros_like(v)
+    expected[..., best, :] = grad_out.sum(-2)
+    assert_matches(dv, expected, f"dv {behaviour}")
+    # Gradients of scores are zero but for rounding, and it is multiplied by q and k.
+    rounding = 100 * torch.finfo(dtype).eps * length
+    assert_matches(dq, torch.zeros_like(q), f"dq {behaviour}", atol=rounding)
+    assert_matches(dk, torch.zeros_like(k), f"dk {behaviour}", atol=rounding)
+    # Query 0 sees keys 0 and 1, query 1 key 2 as well, query 2 all.
+    _, _, dv = impl.attention_backward(grad_out, q, k, v, causal=True)
+    expected = torch.zeros_like(v)
+    for query, key in enumerate([0, 0, 0] if sign > 0 else [1, 2, 2]):
+        expected[..., key, :] += grad_out[..., query, :]
+    assert_matches(dv, expected, f"dv with causal, {behaviour}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_hidden_keys_stay_hidden_however_low_the_scores(impl, dtype):
+    # Every score that a query sees is near the lowest number there is, the hidden ones are zero.
+    length = math.sqrt(0.9 * torch.finfo(dtype).max / 4)
+    row = torch.full((1, 1, 1, 16), length, dtype=dtype)
+    k = torch.cat([-row, torch.zeros_like(row)], -2)
+    grad_out, _, _, v = tensors(1, 1, 2, 2, 16, 5, dtype=dtype)
+    q = torch.cat([row, torch.zeros_like(row)], -2)
+    _, _, dv = impl.attention_backward(grad_out, q, k, v, causal=True)
+    # Query 0 takes key 0 alone; query 1 has two scores of zero.
+    half = grad_out[..., 1, :] / 2
+    expected = torch.stack([grad_out[..., 0, :] + half, half], -2)
+    assert_matches(dv, expected, f"dv in {dtype} of keys whose scores are the lowest there are")

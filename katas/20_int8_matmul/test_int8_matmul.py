@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from dojo.testing import assert_matches, layouts, unchanged
+from dojo.testing import (
+    assert_all_match,
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    layouts,
+    unchanged,
+)
 
 # How near to a half a number of steps may be for the brief to let it go to either side: float32
 # arithmetic in three operations on numbers below 256 is wrong by less than 0.00005.
@@ -156,6 +164,11 @@ WEIGHTS_AND_AXES = [
     ((6, 4, 3, 2), 2),
     ((1, 5), 0),
     ((5, 1), 0),
+    ((1, 5), 1),
+    ((5, 1), 1),
+    ((3, 1, 4), 1),
+    ((3, 1000), 0),
+    ((1000, 3), 1),
 ]
 
 
@@ -387,3 +400,139 @@ def test_matmul_takes_expanded_codes(impl):
         expected = exact_sums(a, b.expand(6, 3), 4, -2) / 2.0**9
         actual = impl.int8_matmul(a, b.expand(6, 3), 0.25, 0.5, 64.0, 4, -2, 1)
         assert_codes(actual, expected, 1, f"a b whose {which}s are one")
+
+
+# All functions: whatever is called before, in any mode, and at the edges. Scales are powers of
+# two, so that codes are exact.
+
+
+def quantize_case():
+    return torch.randn(4, 7) * 20, 0.25, -3
+
+
+def quantized(x, scale, zero_point):
+    return ((x.double() / scale).round() + zero_point).clamp(-128, 127).to(torch.int8)
+
+
+def dequantize_case():
+    return codes(4, 7), 0.25, -3
+
+
+def dequantized(q, scale, zero_point):
+    return ((q.double() - zero_point) * scale).float()
+
+
+def per_channel_case():
+    # The largest magnitude of each row is 127 times a power of two, in another place each time.
+    w = torch.randint(-126, 127, (4, 7)).float()
+    w[torch.arange(4), torch.randint(0, 7, (4,))] = -127.0
+    return w * 2.0 ** torch.randint(-3, 3, (4, 1)), 0
+
+
+def per_channel(w, axis):
+    scales = w.abs().amax(1) / 127
+    return (w / scales[:, None]).round().to(torch.int8), scales
+
+
+def matmul_case():
+    return codes(4, 6), codes(6, 3), 0.25, 0.5, 64.0, 4, -2, 1
+
+
+def multiplied(a, b, scale_a, scale_b, scale_c, zp_a, zp_b, zp_c):
+    steps = exact_sums(a, b, zp_a, zp_b) * (scale_a * scale_b / scale_c)
+    return (steps.round() + zp_c).clamp(-128, 127).to(torch.int8)
+
+
+CASES = [
+    ("quantize", quantize_case, quantized),
+    ("dequantize", dequantize_case, dequantized),
+    ("quantize_per_channel", per_channel_case, per_channel),
+    ("int8_matmul", matmul_case, multiplied),
+]
+
+
+@pytest.mark.parametrize(("name", "case", "expected"), CASES)
+def test_nothing_stays_from_an_earlier_call(impl, name, case, expected):
+    assert_repeatable(getattr(impl, name), case, expected, name)
+
+
+@pytest.mark.parametrize(("name", "case", "expected"), CASES)
+def test_the_same_under_any_mode(impl, name, case, expected):
+    arguments = case()
+    assert_any_mode(getattr(impl, name), arguments, expected(*arguments), name)
+
+
+@pytest.mark.parametrize(("name", "case", "expected"), CASES)
+def test_any_layout_of_each_argument(impl, name, case, expected):
+    arguments = case()
+    function = getattr(impl, name)
+    wanted = expected(*arguments)
+    if arguments[0].dtype == torch.float32:
+        assert_any_layout(function, arguments, wanted, name)
+        return
+    for layout, q in int8_layouts(arguments[0]):
+        actual = function(q, *arguments[1:])
+        assert_all_match(actual, wanted, f"{name} of codes that are {layout}")
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (70_001,)])
+def test_any_shape(impl, shape):
+    x = torch.randn(shape) * 20
+    assert_matches(impl.quantize(x, 0.25, 5), quantized(x, 0.25, 5), f"quantize of shape {shape}")
+    q = codes(*shape)
+    expected = dequantized(q, 0.25, 5)
+    assert_matches(impl.dequantize(q, 0.25, 5), expected, f"dequantize of shape {shape}")
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_scales_at_the_ends_of_their_range(impl, scale):
+    steps = torch.tensor([0.0, 1.0, -2.0, 99.0, -127.0, 300.0, -300.0])
+    x = (steps.double() * scale).float()
+    behaviour = f"quantize of whole steps, scale {scale}"
+    assert_matches(impl.quantize(x, scale, 3), quantized(steps, 1, 3), behaviour)
+    q = int8([3, 4, 1, 127, -128])
+    expected = dequantized(q, scale, 3)
+    behaviour = f"dequantize, scale {scale}"
+    assert_matches(impl.dequantize(q, scale, 3), expected, behaviour, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("scales", "expected"),
+    [
+        ((1e30, 1e30, 1e-30), [5, 127, -128]),  # products beyond float32
+        ((1e-30, 1e-30, 1e30), [5, 5, 5]),
+        ((1e30, 1e30, 1e30), [5, 127, -128]),
+        ((1e-30, 1e30, 1.0), [5, 7, 2]),
+        ((1e30, 1e-30, 1.0), [5, 7, 2]),
+        ((1e-30, 1.0, 1e-30), [5, 7, 2]),
+        ((1e-30, 1e-30, 1e-30), [5, 5, 5]),
+    ],
+)
+def test_matmul_scales_at_the_ends_of_their_range(impl, scales, expected):
+    a, b = int8([[0], [2], [-3]]), int8([[1]])
+    actual = impl.int8_matmul(a, b, *scales, 0, 0, 5)
+    behaviour = f"sums of 0, 2 and -3 with scales {scales}, zero point 5 for c"
+    assert_matches(actual, int8(expected)[:, None], behaviour)
+
+
+@pytest.mark.parametrize(("zp_a", "zp_b"), [(0, 0), (-1, -7)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_matmul_keeps_every_digit_of_a_large_sum(impl, sign, zp_a, zp_b):
+    # The sum is 2 ** 25 + 1, which no float32 holds: a hair more than half a step.
+    count, rest = divmod(2**25 + 1, 120 * 110)
+    a = int8([[sign * code + zp_a for code in [120] * count + [120, 1]]])
+    b = int8([[code + zp_b] for code in [110] * count + [rest // 120, rest % 120]])
+    actual = impl.int8_matmul(a, b, 2.0**-13, 2.0**-13, 1.0, zp_a, zp_b, 0)
+    behaviour = f"a sum of {sign * (2**25 + 1)} at 2 ** -26, zero points {zp_a} and {zp_b}"
+    assert_matches(actual, int8([[sign]]), behaviour)
+
+
+def test_per_channel_of_weights_at_the_edge_of_float32(impl):
+    w = torch.tensor([[3e38, -1e38, 0.0], [1e-30, -0.5e-30, 0.0], [-3.4e38, 3.4e38, 1.0]])
+    q, scales = impl.quantize_per_channel(w, 0)
+    check_per_channel(q, scales, w, 0, "channels near 3e38 and 1e-30")
+
+
+def test_per_channel_returns_a_tuple(impl):
+    result = impl.quantize_per_channel(torch.ones(2, 3), 0)
+    assert isinstance(result, tuple), f"quantize_per_channel gives {type(result).__name__}"

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from dojo.testing import assert_matches, gradients, layouts, unchanged
+from dojo.testing import (
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    gradients,
+    layouts,
+    unchanged,
+)
 
 # in, out, r, alpha: all different, and alpha / r is neither one nor a whole number.
 IN, OUT, R, ALPHA = 5, 4, 3, 7
@@ -447,3 +455,119 @@ def test_state_dict_of_a_merged_layer_holds_the_merged_weight(impl):
     layer.merge()
     plain.load_state_dict(layer.base.state_dict())
     assert_matches(plain(x), expected, "a plain nn.Linear with the merged weights", atol=ATOL)
+
+
+# Whatever came before, and in any mode
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("merged", [False, True])
+def test_nothing_stays_from_an_earlier_call(impl, merged, mode):
+    layer = getattr(adapted(impl), mode)()
+    weight, bias = weight_of(layer).double(), layer.base.bias.detach().double()
+    weight += ALPHA / R * (layer.lora_B.double() @ layer.lora_A.double()).detach()
+    if merged:
+        layer.merge()
+
+    def expected(x):
+        return (x.double() @ weight.T + bias).float()
+
+    what = f"the output, merged={merged}, in {mode} mode"
+    assert_repeatable(layer, lambda: [torch.randn(2, 6, IN)], expected, what, atol=ATOL)
+    x = torch.randn(2, 6, IN)
+    assert_any_mode(layer, [x], expected(x), what, atol=ATOL)
+    assert_any_layout(layer, [x], expected(x), what, atol=ATOL)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_call_uses_the_parameters_as_they_are(impl, grad, mode):
+    layer, other = (getattr(adapted(impl), mode)() for _ in range(2))
+
+    def check(what):
+        x = torch.randn(11, IN)
+        expected = expected_output(layer, x, ALPHA / R)
+        with torch.set_grad_enabled(grad):
+            actual = layer(x)
+        assert_matches(actual, expected, f"the output {what}, in {mode} mode", atol=ATOL)
+
+    check("of a first call")
+    other(torch.randn(11, IN))
+    check("after another layer was called")
+    for name, parameter in layer.named_parameters():
+        with torch.no_grad():
+            parameter.mul_(-1.5)
+        check(f"after {name} was changed in place")
+    layer.load_state_dict(other.lora_state_dict(), strict=False)
+    check("after it was given another's adapter")
+    layer.load_state_dict(other.state_dict())
+    check("after load_state_dict")
+    layer.merge()
+    layer.unmerge()
+    layer.load_state_dict(adapted(impl).lora_state_dict(), strict=False)
+    check("after merge, unmerge and another's adapter")
+    before = layer(torch.ones(IN)).detach()
+    layer.merge()
+    assert_matches(layer(torch.ones(IN)), before, "the output, merged after all that", atol=ATOL)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.0, 1, -3, -0.5, 1000])
+def test_any_alpha(impl, alpha):
+    layer = adapted(impl, alpha=alpha, dtype=torch.float64)
+    x = torch.randn(11, IN, dtype=torch.float64)
+    before = weight_of(layer)
+    expected = expected_output(layer, x, alpha / R)
+    assert_matches(layer(x), expected, f"the output for alpha = {alpha}")
+    layer.merge()
+    assert_matches(layer(x), expected, f"the merged output for alpha = {alpha}")
+    layer.unmerge()
+    behaviour = f"the weight after merge() and unmerge() for alpha = {alpha}"
+    assert_matches(layer.base.weight, before, behaviour)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("merged", [False, True])
+def test_gradient_of_the_input_in_either_mode(impl, merged, mode):
+    layer = getattr(adapted(impl, dtype=torch.float64), mode)()
+    weight = weight_of(layer) + ALPHA / R * (layer.lora_B @ layer.lora_A).detach()
+    if merged:
+        layer.merge()
+    x = torch.randn(6, IN, dtype=torch.float64, requires_grad=True)
+    grad_out = torch.randn(6, OUT, dtype=torch.float64)
+    out = layer(x)
+    assert out.requires_grad, f"no gradient reaches x, merged={merged}, in {mode} mode"
+    (actual,) = gradients(out, [x], grad_out)
+    behaviour = f"the gradient of x, merged={merged}, in {mode} mode"
+    assert_matches(actual, grad_out @ weight, behaviour, atol=1e-6)
+
+
+def test_gradients_while_dropout_acts(impl):
+    # One entry of each row is not zero, so that its update says whether it was dropped.
+    layer = adapted(impl, dropout=0.25, bias=False, dtype=torch.float64).train()
+    x = torch.zeros(200, IN, dtype=torch.float64)
+    x[:, 2] = 1
+    x.requires_grad_()
+    grad_out = torch.randn(200, OUT, dtype=torch.float64)
+    leaves = [x, layer.lora_A, layer.lora_B]
+    out = layer(x)
+    dx, da, db = gradients(out, leaves, grad_out)
+    lost = torch.isclose(out, base_output(layer, x)).all(1)
+    kept = torch.where(lost, 0.0, 1 / 0.75)[:, None]
+    a, b = layer.lora_A.detach(), layer.lora_B.detach()
+    whole = weight_of(layer) + kept[:, :, None] * ALPHA / R * (b @ a)
+    expected = (grad_out[:, None] @ whole)[:, 0, 2]
+    assert_matches(dx[:, 2], expected, "the gradient of x while dropout acts", atol=1e-6)
+    dropped = x.detach() * kept
+    expected = ALPHA / R * b.T @ grad_out.T @ dropped
+    assert_matches(da, expected, "the gradient of lora_A while dropout acts", atol=1e-6)
+    expected = ALPHA / R * grad_out.T @ dropped @ a.T
+    assert_matches(db, expected, "the gradient of lora_B while dropout acts", atol=1e-6)
+
+
+def test_many_rows_and_features(impl):
+    layer = adapted(impl, 300, 130, 70, 7, dtype=torch.float64)
+    x = torch.randn(1500, 300, dtype=torch.float64)
+    expected = expected_output(layer, x, 0.1)
+    assert_matches(layer(x), expected, "the output for 300 features and 1500 rows", atol=1e-6)
+    layer.merge()
+    assert_matches(layer(x), expected, "the merged output for 300 features", atol=1e-6)

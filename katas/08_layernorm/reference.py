@@ -31,7 +31,7 @@ def layernorm_backward(
     """
     x_hat, inv_std = _standardise(x, eps)
     dweight = (grad_out * x_hat).sum_to_size(weight.shape)
-    dbias = grad_out.sum_to_size(weight.shape)
+    dbias = grad_out.reshape(-1, len(weight)).sum(dim=0)
     dx = grad_out * weight
     dx -= dx.mean(dim=-1, keepdim=True)
     dx -= x_hat * (dx * x_hat).mean(dim=-1, keepdim=True)

@@ -1,8 +1,20 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from dojo.testing import assert_matches, forbid, gradients, layouts, unchanged
+from dojo.testing import (
+    assert_all_match,
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    gradients,
+    layouts,
+    unchanged,
+)
 
 # Numbers are judged here, not PyTorch's warnings about them, which would come first.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -51,6 +63,22 @@ def backward(impl, grad_out, x, weight, eps=EPS):
     """Return the gradients; an input that is written over is named, not blamed on them."""
     with unchanged(grad_out=grad_out, x=x, weight=weight):
         return impl.layernorm_backward(grad_out, x, weight, eps)
+
+
+FUNCTIONS = ["layernorm_functional", "layernorm", "layernorm_backward"]
+
+
+def arguments(name, *shape, dtype=torch.float64):
+    """Return the tensors that the function of that name takes."""
+    x, weight, bias, grad_out = rows(*shape, dtype=dtype)
+    return (grad_out, x, weight) if name == "layernorm_backward" else (x, weight, bias)
+
+
+def expected_of(name, first, second, third, eps=1e-5):
+    """Return what the function of that name gives for its tensors, in float64."""
+    if name == "layernorm_backward":
+        return oracle_gradients(second, third, first, eps)
+    return oracle(first.double(), second.double(), third.double(), eps)
 
 
 # The output.
@@ -317,3 +345,99 @@ def test_dtype_is_kept(impl, dtype):
     expected = oracle_gradients(x, weight, grad_out, EPS)
     for name, got, wanted in zip(NAMES, actual, expected, strict=True):
         assert_matches(got, wanted.to(dtype), f"{name} in {dtype}", **tolerance)
+
+
+# What must hold of every function.
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (7,)])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_calls_do_not_disturb_each_other(impl, name, shape):
+    assert_repeatable(
+        getattr(impl, name),
+        partial(arguments, name, *shape),
+        partial(expected_of, name),
+        f"{name} of shape {shape}",
+    )
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_each_argument_in_any_layout(impl, name):
+    for shape in ((5, 4), (2, 3, 5)):
+        inputs = arguments(name, *shape)
+        assert_any_layout(getattr(impl, name), inputs, expected_of(name, *inputs), name)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_expanded_arguments(impl, name):
+    inputs = arguments(name, 2, 5, 4)
+    for place, argument in enumerate(inputs):
+        for axis in range(argument.ndim):
+            expanded = argument.narrow(axis, 0, 1).expand(argument.shape)
+            mixed = [*inputs[:place], expanded, *inputs[place + 1 :]]
+            behaviour = f"{name} with argument {place + 1} expanded along axis {axis}"
+            with unchanged(expanded=expanded):
+                actual = getattr(impl, name)(*mixed)
+            assert_all_match(actual, expected_of(name, *mixed), behaviour)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_any_mode(impl, name):
+    for dtype, atol in ((torch.float64, 1e-7), (torch.float32, 5e-5)):
+        inputs = arguments(name, 5, 4, dtype=dtype)
+        expected = expected_of(name, *inputs, EPS)
+        if name == "layernorm_backward":
+            expected = tuple(part.to(dtype) for part in expected)
+        else:
+            expected = expected.to(dtype)
+        call = partial(getattr(impl, name), eps=EPS)
+        assert_any_mode(call, inputs, expected, f"{name} of {dtype}", atol=atol)
+
+
+@pytest.mark.parametrize("shape", [(3, 1500), (66000, 2), (2, 66000)])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_many_rows_and_many_features(impl, name, shape):
+    inputs = arguments(name, *shape)
+    actual = getattr(impl, name)(*inputs)
+    assert_all_match(actual, expected_of(name, *inputs), f"{name} of shape {shape}")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_one_tensor_for_every_argument(impl, name):
+    x, *_ = rows(7)
+    with unchanged(x=x):
+        actual = getattr(impl, name)(x, x, x, EPS)
+    assert_all_match(actual, expected_of(name, x, x, x, EPS), f"{name} of one tensor three times")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_weights_and_biases_of_zero(impl, name):
+    inputs = arguments(name, 5, 4)
+    for tensor in inputs:
+        tensor[..., 1] = 0.0
+    actual = getattr(impl, name)(*inputs)
+    assert_all_match(actual, expected_of(name, *inputs), f"{name} with zeros in every argument")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_float64_keeps_its_digits(impl, name):
+    inputs = arguments(name, 5, 33)
+    actual = getattr(impl, name)(*inputs, 1)
+    expected = expected_of(name, *inputs, 1)
+    assert_all_match(actual, expected, f"{name} of float64", rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("exponent", [-48, 50])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_and_large_numbers(impl, dtype, exponent):
+    x, weight, bias, grad_out = rows(6, 4, dtype=dtype)
+    scale = 2.0**exponent
+    expected = expected_of("layernorm", x, weight, bias, EPS).to(dtype)
+    for name in ("layernorm_functional", "layernorm"):
+        actual = getattr(impl, name)(scale * x, weight, bias, scale**2 * EPS)
+        assert_matches(actual, expected, f"{name} of x times 2 to the {exponent}", atol=5e-5)
+    dx, dweight, _ = impl.layernorm_backward(grad_out, scale * x, weight, scale**2 * EPS)
+    exact = oracle_gradients(x, weight, grad_out, EPS)
+    behaviour = f"for x times 2 to the {exponent}"
+    assert_matches(dx * scale, exact[0].to(dtype), f"dx {behaviour}", atol=5e-5)
+    assert_matches(dweight, exact[1].to(dtype), f"dweight {behaviour}", atol=5e-5)

@@ -1,8 +1,20 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from dojo.testing import assert_matches, forbid, gradients, layouts, unchanged
+from dojo.testing import (
+    assert_all_match,
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    gradients,
+    layouts,
+    unchanged,
+)
 
 # The batch and the features never agree in number, so that a swapped axis cannot hide.
 SHAPES = [(6, 4), (4, 6), (2, 5), (9, 1), (33, 7)]
@@ -38,7 +50,8 @@ def oracle(x, gamma, beta, eps=1e-5):
 
 def oracle_gradients(x, gamma, beta, grad_out, eps=1e-5):
     """Return autograd's gradients for x, gamma and beta, in float64."""
-    leaves = [t.detach().double().requires_grad_() for t in (x, gamma, beta)]
+    # PyTorch's own gradient is wrong for an expanded gamma.
+    leaves = [t.detach().double().contiguous().requires_grad_() for t in (x, gamma, beta)]
     return gradients(oracle(*leaves, eps=eps), leaves, grad_out.double())
 
 
@@ -52,6 +65,19 @@ def backward(impl, x, gamma, beta, grad_out, eps=EPS):
     """Return the gradients of one forward and one backward call."""
     _, cache = impl.batchnorm_forward(x, gamma, beta, eps)
     return impl.batchnorm_backward(grad_out, cache)
+
+
+def both(impl, x, gamma, beta, grad_out, eps=1e-5):
+    """Return the output and the gradients."""
+    out, cache = impl.batchnorm_forward(x, gamma, beta, eps)
+    return out, *impl.batchnorm_backward(grad_out, cache)
+
+
+def oracle_of_both(x, gamma, beta, grad_out, eps=1e-5):
+    """Return PyTorch's output and autograd's gradients, in the dtype of x."""
+    exact = oracle(x.double(), gamma.double(), beta.double(), eps)
+    parts = exact, *oracle_gradients(x, gamma, beta, grad_out, eps)
+    return tuple(part.to(x.dtype) for part in parts)
 
 
 # The output.
@@ -323,3 +349,101 @@ def test_dtype_is_kept(impl, dtype):
     expected = oracle_gradients(x, gamma, beta, grad_out, EPS)
     for name, one, other in zip(("dx", "dgamma", "dbeta"), expected, actual, strict=True):
         assert_matches(other, one.to(dtype), f"{name} in {dtype}", **tolerance)
+
+
+# What must hold of both functions. Results are the output, dx, dgamma and dbeta.
+
+
+def test_calls_do_not_disturb_each_other(impl):
+    behaviour = "the output and the gradients"
+    assert_repeatable(partial(both, impl), partial(batch, 7, 4), oracle_of_both, behaviour)
+
+
+def test_backward_calls_of_one_cache_do_not_disturb_each_other(impl):
+    x, gamma, beta, _ = batch(7, 4)
+    out, cache = impl.batchnorm_forward(x, gamma, beta)
+    out.fill_(torch.nan)  # as an activation in place would change it
+    assert_repeatable(
+        lambda grad_out: impl.batchnorm_backward(grad_out, cache),
+        lambda: [torch.randn(7, 4, dtype=x.dtype)],
+        lambda grad_out: oracle_gradients(x, gamma, beta, grad_out),
+        "the gradients of one cache, once its output has been written over",
+    )
+
+
+def test_gradients_may_be_written_over(impl):
+    *inputs, grad_out = batch(7, 4)
+    _, cache = impl.batchnorm_forward(*inputs)
+    for gradient in impl.batchnorm_backward(grad_out, cache):
+        gradient.fill_(torch.nan)
+    actual = impl.batchnorm_backward(grad_out, cache)
+    behaviour = "the gradients, once earlier ones have been written over"
+    assert_all_match(actual, oracle_gradients(*inputs, grad_out), behaviour)
+
+
+def test_each_argument_in_any_layout(impl):
+    inputs = batch(7, 4)
+    expected = oracle_of_both(*inputs)
+    assert_any_layout(partial(both, impl), inputs, expected, "the output and the gradients")
+
+
+def test_expanded_arguments(impl):
+    inputs = batch(7, 4)
+    for place, argument in enumerate(inputs):
+        for axis in range(argument.ndim):
+            expanded = argument.narrow(axis, 0, 1).expand(argument.shape)
+            mixed = [*inputs[:place], expanded, *inputs[place + 1 :]]
+            behaviour = f"with argument {place + 1} expanded along axis {axis}"
+            with unchanged(expanded=expanded):
+                actual = both(impl, *mixed, EPS)
+            assert_all_match(actual, oracle_of_both(*mixed, EPS), behaviour)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_mode(impl, dtype):
+    inputs = batch(7, 4, dtype)
+    call, expected = partial(both, impl, eps=EPS), oracle_of_both(*inputs, EPS)
+    behaviour = f"the output and the gradients in {dtype}"
+    assert_any_mode(call, inputs, expected, behaviour, rtol=1e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 1500), (66000, 2), (2, 66000)])
+def test_many_examples_and_many_features(impl, shape):
+    inputs = batch(*shape)
+    behaviour = f"the output and the gradients for x of shape {shape}"
+    assert_all_match(both(impl, *inputs), oracle_of_both(*inputs), behaviour)
+
+
+def test_one_tensor_for_several_arguments(impl):
+    x, gamma, _, _ = batch(7, 4)
+    with unchanged(x=x, gamma=gamma):
+        actual = both(impl, x, gamma, gamma, x)
+    expected = oracle_of_both(x, gamma, gamma, x)
+    assert_all_match(actual, expected, "with gamma as beta and x as the upstream gradient")
+
+
+def test_zeros(impl):
+    inputs = batch(7, 4)
+    for tensor in inputs:
+        tensor[..., 1] = 0.0
+    for number, name in ((1, "gamma"), (3, "the upstream gradient")):
+        inputs[number].zero_()
+        actual, expected = both(impl, *inputs), oracle_of_both(*inputs)
+        assert_all_match(actual, expected, f"where one feature is zero, and {name} everywhere")
+
+
+def test_float64_keeps_its_digits(impl):
+    inputs = batch(33, 7)
+    actual, expected = both(impl, *inputs, 1), oracle_of_both(*inputs, 1)
+    assert_all_match(actual, expected, "results in float64", rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("exponent", [-48, 50])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_and_large_numbers(impl, dtype, exponent):
+    x, *others = batch(6, 4, dtype)
+    scale = 2.0**exponent
+    out, dx, dgamma, dbeta = both(impl, scale * x, *others, scale**2 * EPS)
+    actual, expected = (out, dx * scale, dgamma, dbeta), oracle_of_both(x, *others, EPS)
+    behaviour = f"the output and the gradients of x times 2 to the {exponent} in {dtype}"
+    assert_all_match(actual, expected, behaviour, rtol=1e-5, atol=5e-5)

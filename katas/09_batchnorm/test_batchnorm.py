@@ -1,11 +1,21 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dojo.testing import assert_matches, forbid, gradients, layouts, unchanged
+from dojo.testing import (
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    gradients,
+    layouts,
+    unchanged,
+)
 
 # No two axes of a shape are equal, so that a swapped axis cannot hide.
 FLAT = [(6, 4), (4, 6), (2, 5), (9, 1), (33, 7)]
@@ -460,3 +470,133 @@ def test_worked_example(impl):
     assert_matches(layer.running_var, torch.tensor([4.0]), "running_var after 1 and 5")
     out = layer.eval()(torch.tensor([[9 / 7 + 6]]))
     assert_matches(out, torch.tensor([[2.0]]), "in evaluation, 6 above the running mean")
+
+
+# What must hold in both modes.
+
+
+def functional(impl, training, x, mean, var, weight, bias):
+    """Return what batchnorm_functional does, on copies of the statistics that it may change."""
+    mean, var = mean.clone(), var.clone()
+    return impl.batchnorm_functional(x, mean, var, weight, bias, training, MOMENTUM, EPS)
+
+
+def exact_functional(training, x, mean, var, weight, bias):
+    """Return the batch norm written out here."""
+    if training:
+        mean, var = x.mean(0), ((x - x.mean(0)) ** 2).mean(0)
+    return weight * (x - mean) / (var + EPS) ** 0.5 + bias
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_functional_calls_in_any_layout_and_mode(impl, training):
+    def inputs():
+        return [batch(6, 4), *channel_tensors(4)]
+
+    call, expected = (partial(f, training) for f in (partial(functional, impl), exact_functional))
+    behaviour = f"batchnorm_functional with training={training}"
+    assert_repeatable(call, inputs, expected, behaviour)
+    values = inputs()
+    assert_any_mode(call, values, expected(*values), behaviour)
+    x, *state = values
+    assert_any_layout(lambda x: call(x, *state), [x], expected(*values), behaviour)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(6, 4), (5, 3, 8)])
+def test_calls_do_not_disturb_each_other(impl, shape, training):
+    ours, theirs = layers(impl, shape[1])
+    ours.train(training), theirs.train(training)
+    behaviour = f"the output of a layer with training={training}"
+    assert_repeatable(ours, lambda: [batch(*shape)], theirs, behaviour)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_mode_changes_x(impl, training):
+    x = batch(6, 4)
+    ours, theirs = layers(impl, 4)
+    ours.train(training), theirs.train(training)
+    with unchanged(x=x):
+        assert_any_mode(ours, [x], theirs(x), f"the output of a layer with training={training}")
+    assert not ours.running_mean.requires_grad
+
+
+def test_two_layers_share_nothing(impl):
+    one, other = impl.BatchNorm1d(4), impl.BatchNorm1d(4)
+    with torch.no_grad():
+        one.weight.fill_(2.0)
+        one.bias.fill_(3.0)
+    one(batch(6, 4, dtype=torch.float32))
+    for name, value in nn.BatchNorm1d(4).state_dict().items():
+        assert_matches(other.state_dict()[name], value, f"{name} of a layer beside a trained one")
+
+
+def test_changes_count_in_evaluation(impl):
+    x = batch(6, 4)
+    ours, theirs = layers(impl, 4)
+    ours.eval(), theirs.eval()
+    ours(x)
+    for name in ("weight", "bias", *STATISTICS):
+        for layer in (ours, theirs):
+            with torch.no_grad():
+                getattr(layer, name).mul_(1.5).add_(0.25)
+        assert_matches(ours(x), theirs(x), f"the output once {name} has been changed in place")
+    _, theirs = layers(impl, 4)
+    ours.load_state_dict(theirs.state_dict())
+    assert_matches(ours(x), theirs.eval()(x), "the output once another state has been loaded")
+
+
+@pytest.mark.parametrize("shape", [(66000, 2), (2, 66000), (3, 2, 1500), (1500, 2, 3)])
+def test_large_batches(impl, shape):
+    x = batch(*shape)
+    ours, theirs = layers(impl, shape[1])
+    assert_matches(ours(x), theirs(x), f"the output in training for x of shape {shape}")
+    for name in STATISTICS:
+        wanted = getattr(theirs, name)
+        assert_matches(getattr(ours, name), wanted, f"{name} after x of shape {shape}")
+    actual, expected = ours.eval()(x), theirs.eval()(x)
+    assert_matches(actual, expected, f"the output in evaluation for x of shape {shape}")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_float64_keeps_its_digits(impl, training):
+    # Thirds, so that nothing is exact in fewer digits.
+    x = torch.tensor([[1.0, 7.0], [2.0, -4.0], [5.0, 10.0]], dtype=torch.float64) / 3
+    ours = impl.BatchNorm1d(2, eps=1, momentum=0.3).double().train(training)
+    theirs = nn.BatchNorm1d(2, eps=1, momentum=0.3).double().train(training)
+    for layer in (ours, theirs):
+        for name in STATISTICS:
+            getattr(layer, name).add_(1 / 7)
+    exact = {"rtol": 1e-14, "atol": 1e-14}
+    assert_matches(ours(x), theirs(x), "the output in float64", **exact)
+    for name in STATISTICS:
+        behaviour = f"{name} in float64 with training={training}"
+        assert_matches(getattr(ours, name), getattr(theirs, name), behaviour, **exact)
+
+
+@pytest.mark.parametrize("momentum", [0, 1])
+def test_running_statistics_at_the_ends_of_momentum(impl, momentum):
+    x = batch(6, 4)
+    ours, theirs = layers(impl, 4, momentum=momentum)
+    ours(x), theirs(x)
+    for name in STATISTICS:
+        behaviour = f"{name} at a momentum of {momentum}"
+        assert_matches(getattr(ours, name), getattr(theirs, name), behaviour)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_for_x_alone(impl, training):
+    x = batch(6, 4).requires_grad_()
+    ours, theirs = layers(impl, 4)
+    grad_out = torch.randn(6, 4, dtype=torch.float64)
+    parts = []
+    for layer in (ours, theirs):
+        layer.train(training).requires_grad_(False)
+        parts.append(gradients(layer(x), [x], grad_out)[0])
+    assert_matches(*parts, f"the gradient for x of a frozen layer, training={training}")
+
+
+def test_functional_cannot_train_on_one_value_per_channel(impl):
+    mean, var, weight, bias = channel_tensors(4)
+    with unchanged(running_mean=mean, running_var=var), pytest.raises(ValueError, match="1, 4"):
+        impl.batchnorm_functional(batch(1, 4), mean, var, weight, bias, True)

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from dojo.testing import assert_matches, gradients, unchanged
+from dojo.testing import (
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    gradients,
+    unchanged,
+)
 
 SIZES = {"in_dim": 5, "hidden": 7, "out_dim": 3}
 DEPTHS = [1, 2, 4]
@@ -248,3 +255,148 @@ def test_functional_gradients_reach_the_state(impl, p):
     right = gradients(expected(x), [wanted[names[name]] for name in learnt], grad_out)
     for name, got, exact in zip(learnt, actual, right, strict=True):
         check(got, exact, f"the gradient for {name}, dropout {p}")
+
+
+# What must hold of the module and of the function, in both modes.
+
+
+def pair(impl, kind, training, depth=2, p=0.0):
+    """Return a call of x by `kind`, its state, and torch's net of the same state with its names."""
+    state = random_state(depth)
+    expected, names = oracle(state, depth, p)
+    expected.train(training)
+    if kind == "functional_forward":
+        return (
+            partial(impl.functional_forward, state, training=training, p=p),
+            state,
+            expected,
+            names,
+        )
+    net = make(impl, depth, p)
+    net.load_state_dict(state)
+    live = dict(net.named_parameters()) | dict(net.named_buffers())
+    return net.train(training), live, expected, names
+
+
+def batches():
+    return [torch.randn(EXAMPLES, 5)]
+
+
+KINDS = pytest.mark.parametrize("kind", ["Net", "functional_forward"])
+MODES = pytest.mark.parametrize("training", [True, False])
+
+
+@KINDS
+@MODES
+def test_calls_in_any_layout_and_mode(impl, kind, training):
+    call, _, expected, _ = pair(impl, kind, training)
+    behaviour = f"{kind} with training={training}"
+    tolerance = {"rtol": 1e-4, "atol": 1e-4}
+    assert_repeatable(call, batches, expected, behaviour, **tolerance)
+    x = batches()
+    assert_any_layout(call, x, expected(*x), behaviour, **tolerance)
+    with unchanged(x=x[0]):
+        assert_any_mode(call, x, expected(*x), behaviour, **tolerance)
+
+
+@KINDS
+@MODES
+def test_gradients_in_both_modes(impl, kind, training):
+    call, state, expected, names = pair(impl, kind, training)
+    x, grad_out = torch.randn(EXAMPLES, 5).requires_grad_(), torch.randn(EXAMPLES, 3)
+    learnt = [name for name in state if names[name] in dict(expected.named_parameters())]
+    for name in learnt:
+        state[name].requires_grad_()
+    for step in (1, 2):
+        try:
+            actual = gradients(call(x), [x, *(state[name] for name in learnt)], grad_out)
+        except RuntimeError as error:
+            pytest.fail(f"{kind} with training={training} gives no gradients: {error}", False)
+        wanted = [dict(expected.named_parameters())[names[name]] for name in learnt]
+        right = gradients(expected(x), [x, *wanted], grad_out)
+        for name, got, exact in zip(["x", *learnt], actual, right, strict=True):
+            behaviour = f"the gradient for {name} of {kind}, training={training}, step {step}"
+            check(got, exact, behaviour)
+    for name, tensor in state.items():
+        asks = tensor.requires_grad
+        assert asks == (name in learnt), f"{name} holds on to the graph of earlier calls"
+
+
+@KINDS
+@MODES
+def test_changes_count_from_the_next_call_on(impl, kind, training):
+    call, state, expected, names = pair(impl, kind, training)
+    x = torch.randn(EXAMPLES, 5)
+    call(x), expected(x)
+    theirs = dict(expected.named_parameters()) | dict(expected.named_buffers())
+    for name in state:
+        if name.endswith("num_batches_tracked"):
+            continue
+        with torch.no_grad():
+            state[name].mul_(1.25).add_(0.125)
+            theirs[names[name]].mul_(1.25).add_(0.125)
+        check(call(x), expected(x), f"{kind} once {name} has been changed in place")
+
+
+@KINDS
+@MODES
+def test_eleven_blocks(impl, kind, training):
+    call, _, expected, _ = pair(impl, kind, training, depth=11)
+    x = torch.randn(EXAMPLES, 5)
+    # Eleven batch norms may each make a difference in rounding several times as large.
+    assert_matches(call(x), expected(x), f"{kind} of 11 blocks", rtol=1e-2, atol=1e-2)
+
+
+@KINDS
+@MODES
+@pytest.mark.parametrize("p", [0, 0.9, 1])
+def test_dropout_is_that_of_torch(impl, kind, training, p):
+    call, _, expected, _ = pair(impl, kind, training, p=p)
+    x = torch.randn(EXAMPLES, 5)
+    torch.manual_seed(3)
+    actual = call(x)
+    torch.manual_seed(3)
+    check(actual, expected(x), f"{kind} with p={p} and training={training}, same seed")
+
+
+@MODES
+def test_order_of_the_state_does_not_matter(impl, training):
+    state = random_state(4)
+    expected, _ = oracle(state, 4, 0.0)
+    x = torch.randn(EXAMPLES, 5)
+    backwards = dict(reversed(state.items()))
+    actual = impl.functional_forward(backwards, x, training, 0.0)
+    check(actual, expected.train(training)(x), "functional_forward of a state in reverse order")
+
+
+def test_functional_training_on_the_state_of_a_net(impl):
+    one, other = make(impl, p=0.0), make(impl, p=0.0)
+    other.load_state_dict(one.state_dict())
+    x = torch.randn(EXAMPLES, 5)
+    impl.functional_forward(one.state_dict(), x, True, 0.0)
+    other(x)
+    for name, tensor in one.state_dict().items():
+        behaviour = f"{name} of a net after functional_forward of its state dict"
+        check(tensor, other.state_dict()[name], behaviour)
+
+
+@MODES
+def test_functional_keeps_float64(impl, training):
+    state = random_state(2)
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            state[name] = tensor.double() + 1e-9
+    expected, _ = oracle(state, 2, 0.0)
+    expected.double()
+    for name, tensor in state.items():
+        owner, _, kind = name.rpartition(".")
+        i = 8 if owner == "head" else 4 * int(owner[-1]) + owner.startswith("norms")
+        with torch.no_grad():
+            getattr(expected[i], kind).copy_(tensor)
+    x = torch.randn(EXAMPLES, 5, dtype=torch.float64)
+    actual = impl.functional_forward(state, x, training, 0.0)
+    exact = {"rtol": 1e-10, "atol": 1e-10}
+    wanted = expected.train(training)(x)
+    assert_matches(actual, wanted, "functional_forward in float64", **exact)
+    got, wanted = state["norms.0.running_var"], expected[1].running_var
+    assert_matches(got, wanted, "running_var in float64", **exact)

@@ -2,7 +2,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dojo.testing import assert_matches, forbid, layouts, unchanged
+from dojo.testing import (
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    layouts,
+    unchanged,
+)
 
 # No two axes of a shape are equal; a number alone and a tensor without any come last.
 SHAPES = [(3, 5), (1, 6), (6, 1), (4, 3, 5), (9,), (), (0, 3)]
@@ -308,3 +316,82 @@ def test_functional_keeps_the_dtype(impl, dtype, rtol, atol):
     wanted = F.silu(x.double()).to(dtype)
     actual = impl.silu_functional(x)
     assert_matches(actual, wanted, f"silu_functional in {dtype}", rtol=rtol, atol=atol)
+
+
+FUNCTIONS = [*WRITERS, "silu_functional"]
+
+
+def result_of(impl, name, x, y):
+    """Return what the function returns, or writes into a tensor of its own."""
+    if name == "silu_functional":
+        return impl.silu_functional(x)
+    out = torch.full(x.shape, POISON, dtype=x.dtype)
+    write(impl, name, x, y, out)
+    return out
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_calls_in_any_layout_and_mode(impl, name):
+    def inputs():
+        return numbers(4, 3, 5), numbers(4, 3, 5)
+
+    def expected(x, y):
+        return expected_of("silu" if name == "silu_functional" else name, x, y)
+
+    def call(x, y):
+        return result_of(impl, name, x, y)
+
+    assert_repeatable(call, inputs, expected, name)
+    values = inputs()
+    assert_any_layout(call, values, expected(*values), name)
+    assert_any_mode(call, values, expected(*values), name)
+
+
+@pytest.mark.parametrize("shape", [(3, 1500), (66000, 2), (2, 66000)])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_large_tensors(impl, name, shape):
+    x, y = numbers(*shape), numbers(*shape)
+    expected = expected_of("silu" if name == "silu_functional" else name, x, y)
+    assert_matches(result_of(impl, name, x, y), expected, f"{name} of shape {shape}")
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi"),
+    [(0, 1.5), (0.0, 1.5), (-0.75, 0), (-0.75, 0.0), (0, 0), (-2, -1), (1, 2), (0.5, 0.5)],
+)
+def test_bounds_of_any_sign(impl, lo, hi):
+    x, y = numbers(33), numbers(33)
+    out = poisoned(x)
+    impl.clamp_add(x, y, lo, hi, out)
+    expected = torch.maximum(torch.minimum(x + y, torch.tensor(float(hi))), torch.tensor(float(lo)))
+    assert_matches(out, expected, f"out after clamp_add with the bounds {lo} and {hi}")
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype, _, _ in DTYPES])
+def test_the_edge_of_the_range(impl, dtype):
+    largest = torch.finfo(dtype).max
+    x = torch.tensor([largest, -largest, largest, 0.0], dtype=dtype)
+    y = torch.tensor([largest, -largest, -largest, -0.0], dtype=dtype)
+    for bound in (1.5, largest):
+        out = poisoned(x)
+        impl.clamp_add(x, y, -bound, bound, out)
+        expected = torch.tensor([bound, -bound, 0.0, 0.0], dtype=dtype)
+        behaviour = f"out after clamp_add of the largest {dtype}, bounds {bound:g} either way"
+        assert_matches(out, expected, behaviour, rtol=0, atol=0)
+    out = poisoned(x)
+    impl.silu(x, out)
+    expected = torch.tensor([largest, 0.0, largest, 0.0], dtype=dtype)
+    assert_matches(out, expected, f"out after silu of the largest {dtype}", rtol=1e-2, atol=0)
+    tiny = torch.finfo(dtype).tiny
+    x = torch.tensor([largest, -largest, tiny, -tiny, 0.0, -0.0], dtype=dtype)
+    out = poisoned(x)
+    impl.copy_into(x, out)
+    assert_matches(out, x, f"out after copy_into of the edges of {dtype}", rtol=0, atol=0)
+    assert torch.equal(out.signbit(), x.signbit()), "copy_into loses the sign of a zero"
+
+
+def test_silu_of_small_results(impl):
+    x = torch.tensor([-60.0, -30.0, -20.0, -1e-20, 1e-20, 1e-10], dtype=torch.float32)
+    for name in ("silu", "silu_functional"):
+        actual, expected = result_of(impl, name, x, x), F.silu(x.double()).float()
+        assert_matches(actual, expected, f"{name} of numbers with small results", rtol=1e-4, atol=0)

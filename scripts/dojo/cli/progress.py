@@ -1,7 +1,7 @@
 """How far a long command has come, on standard error."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import click
@@ -41,11 +41,11 @@ class VerifyProgress:
         self._bar = bar
         self._begun = 0
 
-    def expect(self, runs: Mapping[Kata, int]) -> None:
-        """Say how many runs each kata will take."""
+    def expect(self, katas: Sequence[Kata], runs_of: Callable[[Kata], int]) -> None:
+        """Say how many runs each kata will take; that is worked out for a terminal alone."""
         if self._bar:
-            total = sum(number * _weight(kata) for kata, number in runs.items())
-            self._bar.add_task("", total=total, katas=len(runs), runs=0, done=0)
+            total = sum(runs_of(kata) * _weight(kata) for kata in katas)
+            self._bar.add_task("", total=total, katas=len(katas), runs=0, done=0)
 
     def begin(self, kata: Kata) -> None:
         """Say that a kata's turn has come."""

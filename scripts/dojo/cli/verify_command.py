@@ -100,7 +100,7 @@ def _bugs(project: Project, katas: Sequence[Kata], *, named: bool, whole: bool, 
     limits = Limits(run_seconds=600.0) if has_gpu() else None
     with runner_pool(project, limits) as pool, verifying() as progress:
         verifier = Verifier(project, pool, whole=whole, has_gpu=has_gpu(), ran=progress.ran)
-        progress.expect({kata: verifier.runs_of(kata) for kata in katas})
+        progress.expect(katas, verifier.runs_of)
         for kata in katas:
             progress.begin(kata)
             found.append(verifier.verify(kata))

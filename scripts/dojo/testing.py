@@ -2,7 +2,8 @@
 
 The properties are promises that hold for almost every function of tensors, whatever it computes,
 and that solutions break in ways which no test of one call shows. A kata applies each to each of
-its functions in a line or two: `assert_repeatable`, `assert_any_layout`, `assert_any_mode`.
+its functions in a line or two: `assert_repeatable`, `assert_any_layout`, `assert_any_mode`,
+`assert_gradients_reach`.
 """
 
 import contextlib
@@ -190,6 +191,33 @@ def assert_any_mode(
             torch.set_default_dtype(default)
         what = f"{behaviour} where {dtype} is the default dtype"
         assert_all_match(actual, expected, what, **tolerance)
+
+
+def assert_gradients_reach(
+    call: Callable[..., Tensor],
+    expected: Callable[..., Tensor],
+    inputs: dict[str, Tensor],
+    asking: Sequence[str],
+    behaviour: str,
+) -> None:
+    """Go back through a function where only the inputs of these names ask for a gradient.
+
+    The upstream gradient comes in each of the `layouts`, and no other input is made to ask.
+    `expected` is the oracle of the same inputs, through which autograd goes back too.
+    """
+    for name in asking:
+        inputs[name].requires_grad_()
+    leaves = [inputs[name] for name in asking]
+    theirs, ours = expected(*inputs.values()), call(*inputs.values())
+    flags = [name for name in inputs if inputs[name].requires_grad]
+    assert flags == list(asking), f"{behaviour} has made another input require a gradient"
+    who = " and ".join(asking)
+    for layout, grad_out in layouts(torch.randn_like(theirs)):
+        assert_all_match(
+            gradients(ours, leaves, grad_out),
+            gradients(theirs, leaves, grad_out),
+            f"{behaviour}: gradients for {who} alone, upstream gradient {layout}",
+        )
 
 
 def _tensors(result: Any) -> list[Tensor]:

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from dojo.testing import assert_all_match, assert_any_layout, assert_any_mode, assert_repeatable
+from dojo.testing import (
+    assert_all_match,
+    assert_any_layout,
+    assert_any_mode,
+    assert_gradients_reach,
+    assert_repeatable,
+)
 
 
 def inputs():
@@ -110,3 +116,29 @@ def test_parts_are_compared_one_by_one():
     ]:
         with pytest.raises((pytest.fail.Exception, AssertionError), match=reason):
             assert_all_match(wrong, (a, None), "parts")
+
+
+def detached(x, w):
+    return x * w.detach()
+
+
+def makes_all_ask(x, w):
+    return x.requires_grad_() * w
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (detached, r"product: gradients for x and w alone|does not require grad|unused"),
+        (makes_all_ask, "product has made another input require a gradient"),
+    ],
+)
+def test_gradients_that_do_not_reach_are_named(function, reason):
+    def go_back(call):
+        for asking in (("x", "w"), ("w",)):
+            inputs = {"x": torch.randn(5, 4), "w": torch.randn(4)}
+            assert_gradients_reach(call, torch.mul, inputs, asking, "product")
+
+    go_back(torch.mul)
+    with pytest.raises((pytest.fail.Exception, AssertionError, RuntimeError), match=reason):
+        go_back(function)

@@ -18,6 +18,7 @@ PROPERTIES = {
     "assert_repeatable": "repeatable",
     "assert_any_layout": "layout",
     "assert_any_mode": "mode",
+    "assert_gradients_reach": "gradients",
 }
 
 Functions = dict[str, ast.FunctionDef]  # by name

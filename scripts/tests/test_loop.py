@@ -7,10 +7,12 @@ import pytest
 
 from dojo.cli.events import event_lines
 from dojo.history.sessions import Ending
-from dojo.learner.watcher import Failed, Key, Ran, Started, Tick
+from dojo.learner.counting import Count
+from dojo.learner.watcher import Counted, Failed, Key, Ran, Started, Tick
 from dojo.practice import session
 from dojo.practice.loop import (
     Action,
+    BugsCounted,
     Compared,
     Ended,
     FreeHunt,
@@ -85,11 +87,27 @@ def test_a_run_starts_and_is_judged(free):
     assert free.handle(Started()) == [RunStarted()]
     (event,) = free.handle(run(scale="failed", shift="passed"))
     assert isinstance(event, RunJudged)
-    assert event.judgement.gone == ("subtracts-offset",)
+    assert event.judgement.count is None
+    assert event.count_follows
     assert event.left is None
+    (counted,) = free.handle(Counted(Count(("subtracts-offset",))))
+    assert event_lines(counted, "01_scale")[0].startswith("01_scale: 1 of 2 bugs fixed. Stuck?")
+    (counted,) = free.handle(Counted(Count(("subtracts-offset",), at_least=True)))
+    assert event_lines(counted, "01_scale")[0].startswith("01_scale: at least 1 of 2 bugs fixed")
 
 
-def test_hints_are_of_what_is_left_after_the_last_run(free, kata):
+def test_an_interview_hides_the_count_but_records_it(timed, player, time):
+    hunt = timed(budget=8.0, interview=True)
+    hunt.handle(run(scale="failed", shift="passed"))
+    assert hunt.handle(Counted(Count(("subtracts-offset",)))) == []
+    assert player.history.last_count(player.attempt().id) == ("subtracts-offset",)
+    time.seconds += 4.0
+    assert BugsCounted in map(type, hunt.handle(Counted(Count(()))))
+
+
+def test_hints_are_of_what_was_left_at_the_last_count(free, kata):
+    free.handle(run(scale="passed", shift="failed"))
+    free.handle(Counted(Count(("adds-factor",))))
     free.handle(run(scale="passed", shift="failed"))
     (hint,) = free.handle(Action.HINT)
     assert kata.bug("subtracts-offset").hints[0] in hint.text

@@ -2,8 +2,8 @@ import pytest
 
 from dojo.errors import DojoError
 from dojo.kata.kata_toml import load
+from dojo.learner.counting import Count
 from dojo.learner.player import Planting, Player, next_hint
-from dojo.testrun import results
 from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 from dojo.wording.verdicts import verdict_line
 
@@ -25,44 +25,29 @@ def test_hints_go_round_and_pass_over_what_is_gone(kata):
     assert next_hint(planted, [adds, subtracts], set()) is None
 
 
-class Planted:
-    def __init__(self, id, *killed_by):
-        self.id, self.killed_by = id, killed_by
-
-
-def test_a_bug_is_gone_when_a_test_that_it_fails_passes():
-    bugs = [Planted("one", "a", "b"), Planted("two", "b", "c")]
-    assert results.gone(bugs, {"a", "b", "c"}) == []
-    assert results.gone(bugs, {"b", "c"}) == ["one"]  # b is explained by two, which is left
-    assert results.gone(bugs, {"a", "b"}) == ["two"]
-    assert results.gone(bugs, set()) == ["one", "two"]
-
-
-def test_a_half_fixed_bug_is_not_gone():
-    assert results.gone([Planted("one", "a", "b")], {"b"}) == []
-
-
-def test_a_broken_change_elsewhere_is_no_planted_bug():
-    assert results.gone([Planted("one", "a")], {"z"}) == ["one"]
-
-
 def test_a_run_is_recorded_and_judged(player):
     failing = [outcome("test_scale[2.0]", Outcome.FAILED), outcome("test_shift", Outcome.PASSED)]
     judgement = player.record(RunResult(Verdict.FAILED, tuple(failing), "", 0.2, "abc"))
     assert not judgement.solved
-    assert judgement.gone == ()
+    assert judgement.count is None
+    attempt = player.attempt().id
+    assert player.history.last_run(attempt).gone is None
+    assert player.record_count(Count(())).count == Count(())
+    assert player.history.last_run(attempt).gone == ()
     passing = [outcome("test_scale[2.0]", Outcome.PASSED), outcome("test_shift", Outcome.PASSED)]
-    assert player.record(RunResult(Verdict.PASSED, tuple(passing), "", 0.2, "def")).solved
+    judgement = player.record(RunResult(Verdict.PASSED, tuple(passing), "", 0.2, "def"))
+    assert judgement.solved
+    assert judgement.count == Count(player.kata.default)
     assert player.history.solved_katas() == {"01_scale"}
     assert player.history.runs(player.attempt().id) == 2
 
 
 def test_a_run_that_broke_proves_nothing(player):
     broken = [outcome("test_scale[2.0]", Outcome.ERROR), outcome("test_shift", Outcome.SKIPPED)]
-    assert player.record(RunResult(Verdict.BROKEN, tuple(broken), "", 0.2)).gone == ()
+    assert player.record(RunResult(Verdict.BROKEN, tuple(broken), "", 0.2)).count is None
     crashed = (outcome("test_shift", Outcome.PASSED),)
     judgement = player.record(RunResult(Verdict.CRASHED, crashed, "", 0.2))
-    assert judgement.gone == ()
+    assert judgement.count is None
     assert not judgement.solved
 
 
@@ -81,7 +66,7 @@ def test_an_unknown_recorded_bug_is_said_and_never_replaced_by_others(player, ka
     text.write_text(text.read_text().replace('"divides"', '"divides-twice"'))
     now = Player(project, load(kata.folder), player.history)
     assert now.planting() == Planting((), ("divides",))
-    assert "no longer has (divides); scripts/reset.sh 01_scale" in now.give_hint(())
+    assert "no longer has (divides); scripts/reset.sh 01_scale" in now.give_hint()
     failed = RunResult.of([outcome("test_scale[2.0]", Outcome.FAILED)], 0.1)
     assert "no longer has (divides)" in verdict_line(now.record(failed), "01_scale")
     passed = RunResult.of([outcome("test_scale[2.0]", Outcome.PASSED)], 0.1)
@@ -93,7 +78,7 @@ def test_an_unknown_recorded_bug_is_said_and_never_replaced_by_others(player, ka
 def test_a_lost_history_is_said(player):
     player.workspace.record(99)
     assert player.planting() == Planting(())
-    assert "no longer knows what is planted" in player.give_hint(())
+    assert "no longer knows what is planted" in player.give_hint()
 
 
 def test_the_attempt_of_another_kata_is_none_of_this_one(player):

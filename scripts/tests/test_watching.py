@@ -9,7 +9,9 @@ import time
 import pytest
 
 from dojo.cli.watch_command import _following
-from dojo.learner.watcher import Failed, Key, Ran, Started, _Saved, watching
+from dojo.files import revision
+from dojo.learner.counting import Count
+from dojo.learner.watcher import Counted, Failed, Key, Ran, Started, _Saved, watching
 from dojo.runner.runner import Runner
 from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 
@@ -24,7 +26,7 @@ class SlowRunner:
         self.release = threading.Event()
         self._cancel = threading.Event()
 
-    def run(self, kata, *, first, tell_failure):
+    def run(self, kata, *, seed, first, tell_failure):
         self.runs += 1
         self.first = first
         if self.fails:
@@ -53,7 +55,7 @@ def next_of(kind, events, seconds=10):
 
 def test_a_save_during_a_run_cancels_it_and_the_newest_text_is_judged(kata):
     runner = SlowRunner()
-    with watching(kata, runner) as watcher:
+    with watching(kata, runner, ()) as watcher:
         events = watcher.events(0.05)
         next_of(object, events)  # the first run has started
         for number in range(3):
@@ -68,7 +70,7 @@ def test_a_save_during_a_run_cancels_it_and_the_newest_text_is_judged(kata):
 
 def test_keys_come_through_while_tests_run(kata):
     runner = SlowRunner()
-    with watching(kata, runner) as watcher:
+    with watching(kata, runner, ()) as watcher:
         events = watcher.events(5)
         next_of(object, events)
         started = time.monotonic()
@@ -82,7 +84,7 @@ def test_keys_come_through_while_tests_run(kata):
 def test_every_way_to_save_gives_one_run(kata, how):
     runner = SlowRunner()
     runner.release.set()
-    with watching(kata, runner) as watcher:
+    with watching(kata, runner, ()) as watcher:
         events = watcher.events(0.1)
         next_of(Ran, events)
         time.sleep(0.2)  # the watch has begun
@@ -114,7 +116,7 @@ def test_a_failure_comes_before_the_run_has_ended_and_its_test_is_first_in_the_n
         for outcome in (Outcome.TIMEOUT, Outcome.FAILED)
     )
     runner.fails = [wrong, slow]
-    with watching(kata, runner) as watcher:
+    with watching(kata, runner, ()) as watcher:
         events = watcher.events(0.1)
         assert next_of(Failed | Ran, events) == Failed(wrong)
         assert runner.first == set()
@@ -127,7 +129,7 @@ def test_a_failure_comes_before_the_run_has_ended_and_its_test_is_first_in_the_n
 
 def test_a_failure_of_an_older_text_is_not_shown(kata):
     runner = SlowRunner()
-    with watching(kata, runner) as watcher:
+    with watching(kata, runner, ()) as watcher:
         events = watcher.events(0.1)
         next_of(Started, events)
         watcher._happened.put(_Saved())
@@ -139,7 +141,7 @@ def test_a_failure_of_an_older_text_is_not_shown(kata):
 def test_a_touch_without_a_change_runs_nothing(kata):
     runner = SlowRunner()
     runner.release.set()
-    with watching(kata, runner) as watcher:
+    with watching(kata, runner, ()) as watcher:
         events = watcher.events(0.1)
         next_of(Ran, events)
         time.sleep(0.2)
@@ -149,13 +151,57 @@ def test_a_touch_without_a_change_runs_nothing(kata):
         assert runner.runs == 1
 
 
+def test_a_count_follows_a_run_that_failed(kata, runner):
+    planted = [kata.bug("adds-factor"), kata.bug("subtracts-offset")]
+    both = kata.planted_source([bug.id for bug in planted])
+    kata.botched.write_text(both)
+    with watching(kata, runner, planted) as watcher:
+        events = watcher.events(0.1)
+        next_of(Ran, events)
+        assert next_of(Counted, events).count == Count(())
+        kata.botched.write_text(both.replace("x + factor", "factor * x"))
+        next_of(Ran, events)
+        assert next_of(Counted, events).count == Count(("adds-factor",))
+        kata.botched.write_text(kata.correct_source)
+        assert next_of(Ran, events).result.verdict is Verdict.PASSED
+        for _ in range(5):
+            assert not isinstance(next_of(object, events), Counted)
+
+
+class SlowCount(SlowRunner):
+    """Runs the file at once, and other texts until it is cancelled."""
+
+    def run(self, kata, implementation=None, seed=0, **options):
+        if implementation is None:
+            self.runs += 1
+            content = kata.botched.read_bytes()
+            return RunResult(Verdict.FAILED, (), "", 0.0, revision(content))
+        self._cancel.clear()
+        self._cancel.wait(10)
+        return RunResult(Verdict.CANCELLED, (), "cancelled", 0.0)
+
+
+def test_a_save_ends_a_count(kata):
+    planted, runner = [kata.bug("adds-factor")], SlowCount()
+    with watching(kata, runner, planted) as watcher:
+        events = watcher.events(0.1)
+        next_of(Ran, events)
+        kata.botched.write_text(kata.correct_source.replace("x * factor", "factor - x"))
+        next_of(Ran, events)
+        started = time.monotonic()
+        kata.botched.write_text(kata.correct_source.replace("x * factor", "x - factor"))
+        next_of(Ran, events)
+        assert time.monotonic() - started < 5
+        assert (runner.cancelled, runner.runs) == (1, 3)
+
+
 @pytest.mark.own_process
 def test_a_runner_that_dies_is_reported_and_not_waited_for(project, kata):
     from dojo.errors import DojoError
 
     with Runner(project) as runner:
         runner._transport.process.kill()
-        with watching(kata, runner) as watcher, pytest.raises(DojoError, match="test runner"):
+        with watching(kata, runner, ()) as watcher, pytest.raises(DojoError, match="test runner"):
             next_of(Ran, watcher.events(0.1))
 
 

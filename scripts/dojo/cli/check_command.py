@@ -23,7 +23,7 @@ def command(project: Project, name: str) -> None:
     kata = catalogue.find(project, name)
     with Runner(project) as runner, History(project.history) as history:
         result = runner.run(kata)
-        judgement = Player(project, kata, history).record(result)
+        judgement = Player(project, kata, history).judge(result, runner)
     for line in run_lines(kata.name, result, judgement):
         click.echo(line)
     if not judgement.solved:

@@ -3,10 +3,11 @@
 import time
 
 from dojo.cli.diff import colour_diff
-from dojo.practice.loop import Compared, Event, RunFails, RunJudged
+from dojo.practice.loop import BugsCounted, Compared, Event, RunFails, RunJudged
 from dojo.wording.events import event_line
 from dojo.wording.quantities import minutes
 from dojo.wording.runs import failure_lines, run_lines
+from dojo.wording.verdicts import verdict_line
 
 
 def event_lines(event: Event, name: str) -> list[str]:
@@ -18,6 +19,8 @@ def event_lines(event: Event, name: str) -> list[str]:
             when = time.strftime("%H:%M:%S") if left is None else f"{minutes(left)} left"
             head = f"[{when}] revision {result.revision}"
             return [head, *run_lines(name, result, judgement, names=names_shown)]
+        case BugsCounted(judgement):
+            return [verdict_line(judgement, name)]
         case Compared(diff) if diff:
             return [colour_diff(diff)]
         case _:

@@ -22,13 +22,14 @@ def command(project: Project, name: str) -> None:
     kata = catalogue.find(project, name)
     with History(project.history) as history:
         player = Player(project, kata, history)
-        click.echo(player.give_hint(_gone(project, player)))
+        if not _is_counted(player):
+            with Runner(project) as runner:
+                player.judge(runner.run(kata), runner)
+        click.echo(player.give_hint())
 
 
-def _gone(project: Project, player: Player) -> tuple[str, ...]:
-    """Return the bugs that the tests prove gone, from the last run if the file is as it was."""
+def _is_counted(player: Player) -> bool:
+    """Say whether what is gone from the file as it is now is known from its last run."""
     last = player.history.last_run(player.attempt().id)
-    if last is not None and last.revision == revision(player.workspace.content() or b""):
-        return last.gone
-    with Runner(project) as runner:
-        return player.record(runner.run(player.kata)).gone
+    text = player.workspace.content() or b""
+    return last is not None and last.revision == revision(text) and last.gone is not None

@@ -71,7 +71,11 @@ class Plain:
     def _hunt(self, round_: Round) -> Ending | None:
         """Test at the start and at every save; return how it ended, or None for quit."""
         hunt = TimedHunt(round_)
-        with watching(round_.kata, self._runner) as watcher, self._letters.to(watcher.press):
+        planted = round_.player.planting().bugs
+        with (
+            watching(round_.kata, self._runner, planted) as watcher,
+            self._letters.to(watcher.press),
+        ):
             for event in hunt.events(watcher, PRACTICE, _TICK_SECONDS):
                 if isinstance(event, Ended):
                     if event.ending is Ending.MISSED:

@@ -13,7 +13,7 @@ from dojo.kata import catalogue, kata_toml
 from dojo.kata.kata import Kata
 from dojo.learner.player import Player
 from dojo.learner.watcher import watching
-from dojo.practice.loop import Event, FreeHunt, NextKata, RunFails, RunJudged
+from dojo.practice.loop import BugsCounted, Event, FreeHunt, NextKata, RunFails, RunJudged
 from dojo.project import Project
 from dojo.runner.runner import Runner
 from dojo.wording.keys import WATCH, keys_line
@@ -50,7 +50,11 @@ class _Screen:
     def show(self) -> bool:
         """Watch until a key ends it; say whether to go on with the next kata."""
         kata, hunt = self._player.kata, FreeHunt(self._player)
-        with watching(kata, self._runner) as watcher, key_presses(watcher.press) as has_keys:
+        planted = self._player.planting().bugs
+        with (
+            watching(kata, self._runner, planted) as watcher,
+            key_presses(watcher.press) as has_keys,
+        ):
             click.echo(f"watching {kata.botched}" + (f"\n{keys_line(WATCH)}" if has_keys else ""))
             try:
                 for event in hunt.events(watcher, WATCH, _TICK_SECONDS):
@@ -62,14 +66,15 @@ class _Screen:
         return False
 
     def _print(self, event: Event, has_keys: bool) -> None:
-        about_run = isinstance(event, RunFails | RunJudged)
+        about_run = isinstance(event, RunFails | RunJudged | BugsCounted)
         if isinstance(event, RunFails) and not has_keys:
             return  # the verdict, which takes its place on a screen, says it again
-        if about_run and has_keys:
+        if has_keys and isinstance(event, RunFails | RunJudged):
             click.clear()
         for line in event_lines(event, self._player.kata.name):
             click.echo(_fit(line) if about_run else line)
-        if isinstance(event, RunJudged) and has_keys:
+        ends = isinstance(event, RunJudged) and not event.count_follows
+        if has_keys and (ends or isinstance(event, BugsCounted)):
             click.echo(_fit(keys_line(WATCH)))
 
 

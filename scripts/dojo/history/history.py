@@ -29,7 +29,7 @@ class Run:
     revision: str
     passed: int
     failed: int
-    gone: tuple[str, ...]
+    gone: tuple[str, ...] | None  # ids of planted bugs; none if they were not counted
     solved: bool
     seconds: float
 
@@ -80,7 +80,10 @@ class History:
         return {kata for (kata,) in rows}
 
     def add_run(self, attempt_id: int, run: Run) -> None:
-        """Record a run, and the solve if it is the attempt's first."""
+        """Record a run, and the solve if it is the attempt's first.
+
+        What is gone can be told later, by `count`.
+        """
         with self.database.transaction():
             self.database.execute(
                 "INSERT INTO run (attempt, at, revision, passed, failed, gone, solved, seconds) "
@@ -91,7 +94,7 @@ class History:
                     run.revision,
                     run.passed,
                     run.failed,
-                    json.dumps(list(run.gone)),
+                    json.dumps(run.gone),
                     run.solved,
                     run.seconds,
                 ),
@@ -102,6 +105,13 @@ class History:
                     (now(), attempt_id),
                 )
 
+    def count(self, attempt_id: int, gone: Sequence[str]) -> None:
+        """Record which planted bugs are gone from the text of an attempt's newest run."""
+        self.database.execute(
+            "UPDATE run SET gone = ? WHERE id = (SELECT MAX(id) FROM run WHERE attempt = ?)",
+            (json.dumps(list(gone)), attempt_id),
+        )
+
     def last_run(self, attempt_id: int) -> Run | None:
         """Return the newest run of an attempt, if there is one."""
         row = self.database.execute(
@@ -111,7 +121,18 @@ class History:
         ).fetchone()
         if row is None:
             return None
-        return Run(row[0], row[1], row[2], tuple(json.loads(row[3])), bool(row[4]), row[5])
+        gone = json.loads(row[3])
+        counted = None if gone is None else tuple(gone)
+        return Run(row[0], row[1], row[2], counted, bool(row[4]), row[5])
+
+    def last_count(self, attempt_id: int, until: str | None = None) -> tuple[str, ...]:
+        """Return the bugs that were gone when an attempt's were last counted, up to a moment."""
+        row = self.database.execute(
+            "SELECT gone FROM run WHERE attempt = ? AND gone != 'null' AND (? IS NULL OR at <= ?) "
+            "ORDER BY id DESC LIMIT 1",
+            (attempt_id, until, until),
+        ).fetchone()
+        return tuple(json.loads(row[0])) if row else ()
 
     def runs(self, attempt_id: int) -> int:
         """Return how often the tests ran in an attempt."""

@@ -1,6 +1,5 @@
 """Which planted bugs the learner did not find in practice sessions, and how often."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -51,11 +50,9 @@ def _found(history: History, exercise: Exercise) -> set[str]:
     """Return the bugs that were gone when the exercise ended; a later run does not count."""
     if exercise.ending is Ending.SOLVED:
         return _planted(history, exercise)
-    row = history.database.execute(
-        "SELECT gone FROM run WHERE attempt = ? AND at <= ? ORDER BY at DESC LIMIT 1",
-        (exercise.attempt, exercise.ended_at and exercise.ended_at.isoformat()),
-    ).fetchone()
-    return set(json.loads(row[0])) if row else set()
+    if exercise.attempt is None or exercise.ended_at is None:
+        return set()
+    return set(history.last_count(exercise.attempt, exercise.ended_at.isoformat()))
 
 
 def _helped(history: History, exercise: Exercise) -> set[str]:

@@ -1,6 +1,7 @@
 """One learner at one kata: the file, what is planted in it, and the history, kept in step."""
 
 import difflib
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,9 +9,10 @@ from dojo.errors import DojoError, typed
 from dojo.history.history import Attempt, History, Run
 from dojo.kata.bug import Bug
 from dojo.kata.kata import Kata
+from dojo.learner.counting import Count, by_runs, count_gone, without_runs
 from dojo.learner.workspace import Backup, Workspace
 from dojo.project import Project
-from dojo.testrun import results
+from dojo.runner.runner import Runner
 from dojo.testrun.results import Outcome, RunResult, Verdict
 
 
@@ -24,11 +26,11 @@ class Planting:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one whole run says of the planted bugs."""
+    """What a text is known to be: solved or not, and which of its planted bugs are gone."""
 
     planting: Planting
-    gone: tuple[str, ...]
     solved: bool
+    count: Count | None = None  # none until the bugs are counted
 
 
 class Player:
@@ -71,16 +73,14 @@ class Player:
         return self.workspace.replace(source.encode(), self.attempt().id, "reveal")
 
     def record(self, run: RunResult) -> Judgement:
-        """Record a run of the whole test file, and judge it.
+        """Record a run of the whole test file, and say whether it solves the kata.
 
-        One that crashed, broke or ran out of time proves no bug gone.
+        If it does, every planted bug is gone; if not, `record_count` can tell later which are.
         """
         attempt = self.attempt()
         planting = planting_of(self.kata, attempt)
-        gone: list[str] = []
-        if run.whole:
-            gone = results.gone(planting.bugs, results.failing_functions(run.tests))
-        judgement = Judgement(planting, tuple(gone), run.verdict is Verdict.PASSED)
+        solved = run.verdict is Verdict.PASSED
+        count = Count(tuple(bug.id for bug in planting.bugs)) if solved else None
         passed = sum(test.outcome is Outcome.PASSED for test in run.tests)
         skipped = sum(test.outcome is Outcome.SKIPPED for test in run.tests)
         self.history.add_run(
@@ -89,18 +89,42 @@ class Player:
                 run.revision,
                 passed,
                 len(run.tests) - passed - skipped,
-                judgement.gone,
-                judgement.solved,
+                count.gone if count else None,
+                solved,
                 run.seconds,
             ),
         )
-        return judgement
+        return Judgement(planting, solved, count)
 
-    def give_hint(self, gone: Sequence[str]) -> str:
-        """Return the next hint on a bug that is not gone, and record that it was given."""
+    def record_count(self, count: Count) -> Judgement:
+        """Record which planted bugs are gone from the text that ran last, and did not solve it."""
+        attempt = self.attempt()
+        self.history.count(attempt.id, count.gone)
+        return Judgement(planting_of(self.kata, attempt), solved=False, count=count)
+
+    def judge(self, run: RunResult, runner: Runner | None = None) -> Judgement:
+        """Record a run of the learner's text as it is now, and count what is gone.
+
+        Without a runner it is counted only where no run is needed: what was changed is as in the
+        reference.
+        """
+        judgement = self.record(run)
+        if run.verdict is not Verdict.FAILED or not judgement.planting.bugs:
+            return judgement
+        passes = by_runs(self.kata, runner, secrets.randbelow(2**31)) if runner else without_runs
+        planted, text = judgement.planting.bugs, self.workspace.text()
+        count = count_gone(self.kata.correct_source, planted, text, passes)
+        return self.record_count(count) if count else judgement
+
+    def give_hint(self) -> str:
+        """Return the next hint on a bug that is not gone, and record that it was given.
+
+        It goes by the newest count of what is gone.
+        """
         name, attempt = self.kata.name, self.attempt()
         planting = planting_of(self.kata, attempt)
         planted = planting.bugs
+        gone = self.history.last_count(attempt.id)
         if len(gone) == len(planted):
             return unknown_line(name, planting) or f"{name}: no planted bug is left in your file"
         hint = next_hint(planted, gone, self.history.hints(attempt.id))

@@ -1,14 +1,17 @@
 """Tests a learner's file at every save, without a screen: saves and keys in, results out."""
 
 import queue
+import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dojo.errors import DojoError
-from dojo.files import read_bytes
+from dojo.files import read_bytes, revision
+from dojo.kata.bug import Bug
 from dojo.kata.kata import Kata
+from dojo.learner.counting import Count, by_runs, count_gone
 from dojo.learner.saves import saves
 from dojo.runner.runner import Runner
 from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
@@ -19,6 +22,13 @@ class Ran:
     """The tests ran on the file's newest text."""
 
     result: RunResult
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The planted bugs that are gone from that text are counted."""
+
+    count: Count
 
 
 @dataclass(frozen=True)
@@ -45,24 +55,32 @@ class Tick:
     """Nothing happened for a while."""
 
 
-Happening = Ran | Started | Failed | Key | Tick
+Happening = Ran | Counted | Started | Failed | Key | Tick
 
 
 class _Saved:
     """The file has a new content."""
 
 
+class _Idle:
+    """The runner has nothing to do."""
+
+
 class Watching:
     """Runs a kata's tests now and at each save; a save during a run starts it anew.
 
-    The result that comes out is always that of the newest text: its revision says which.
+    The result that comes out is always that of the newest text: its revision says which. Once it
+    is out, the planted bugs that are gone are counted, unless the file is saved again.
     """
 
-    def __init__(self, kata: Kata, runner: Runner) -> None:
+    def __init__(self, kata: Kata, runner: Runner, planted: Sequence[Bug]) -> None:
         """Prepare; `watching` starts it."""
+        self.planted = planted
         self._kata = kata
         self._runner = runner
-        self._happened: queue.SimpleQueue[Happening | _Saved | DojoError] = queue.SimpleQueue()
+        self._happened: queue.SimpleQueue[Happening | _Saved | _Idle | DojoError] = (
+            queue.SimpleQueue()
+        )
         self._stop = threading.Event()
         self._running = False
         self._again = False
@@ -90,16 +108,19 @@ class Watching:
                 else:
                     yield Started()
                     self._start()
-            elif isinstance(event, Ran):
+            elif isinstance(event, _Idle):
                 self._running = False
-                if self._again or event.result.verdict is Verdict.CANCELLED:
+                if self._again:
                     self._again = False
                     self._start()
-                else:
+            elif isinstance(event, Ran):
+                if event.result.verdict is Verdict.CANCELLED:
+                    self._again = True
+                elif not self._again:
                     if event.result.whole:
                         self._failing = _failed(event.result)
                     yield event
-            elif isinstance(event, Failed):
+            elif isinstance(event, Failed | Counted):
                 if not self._again:  # else it is about an older text
                     yield event
             elif isinstance(event, DojoError):
@@ -120,18 +141,35 @@ class Watching:
 
     def _start(self) -> None:
         self._running = True
-        threading.Thread(target=self._run, daemon=True).start()
+        threading.Thread(target=self._run, args=(self.planted,), daemon=True).start()
 
-    def _run(self) -> None:
+    def _run(self, planted: Sequence[Bug]) -> None:
+        seed = secrets.randbelow(2**31)
         try:
             result = self._runner.run(
                 self._kata,
+                seed=seed,
                 first=self._failing,
                 tell_failure=lambda test: self._happened.put(Failed(test)),
             )
             self._happened.put(Ran(result))
+            if result.verdict is Verdict.FAILED and planted:
+                self._count(planted, result.revision, seed)
         except DojoError as error:
             self._happened.put(error)
+        finally:
+            self._happened.put(_Idle())
+
+    def _count(self, planted: Sequence[Bug], tested: str, seed: int) -> None:
+        """Count the bugs that are gone, if the file still has the text that was tested."""
+        content = read_bytes(self._kata.botched) or b""
+        if revision(content) != tested:
+            return
+        text = content.decode("utf-8", errors="replace")
+        passes = by_runs(self._kata, self._runner, seed)
+        count = count_gone(self._kata.correct_source, planted, text, passes)
+        if count is not None:
+            self._happened.put(Counted(count))
 
 
 def _failed(result: RunResult) -> set[str]:
@@ -140,9 +178,9 @@ def _failed(result: RunResult) -> set[str]:
 
 
 @contextmanager
-def watching(kata: Kata, runner: Runner) -> Iterator[Watching]:
-    """Follow the file's saves for the length of the block."""
-    watcher = Watching(kata, runner)
+def watching(kata: Kata, runner: Runner, planted: Sequence[Bug]) -> Iterator[Watching]:
+    """Follow the saves of a file in which these bugs were planted, for the length of the block."""
+    watcher = Watching(kata, runner, planted)
     thread = threading.Thread(target=watcher.follow_saves, daemon=True)
     thread.start()
     try:

@@ -38,10 +38,8 @@ def debrief(player: Player, exercise: Exercise) -> Debrief | None:
     if attempt is None or exercise.ending is None:
         return None
     planting = planting_of(player.kata, attempt)
-    last = history.last_run(attempt.id)
-    gone = last.gone if last else ()
-    if exercise.ending is Ending.SOLVED:
-        gone = attempt.planted
+    solved = exercise.ending is Ending.SOLVED
+    gone = attempt.planted if solved else history.last_count(attempt.id)
     is_there = player.workspace.attempt() == attempt.id
     return Debrief(
         player.kata,

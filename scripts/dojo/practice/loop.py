@@ -12,10 +12,10 @@ from enum import Enum, auto
 from dojo.errors import DojoError
 from dojo.history.sessions import Ending
 from dojo.learner.player import Judgement, Player, unknown_line
-from dojo.learner.watcher import Failed, Happening, Key, Ran, Started, Tick, Watching
+from dojo.learner.watcher import Counted, Failed, Happening, Key, Ran, Started, Tick, Watching
 from dojo.learner.workspace import Backup
 from dojo.practice.session import Round
-from dojo.testrun.results import RunResult, TestResult
+from dojo.testrun.results import RunResult, TestResult, Verdict
 
 _WARNINGS = (300.0, 60.0)  # seconds left
 
@@ -54,6 +54,18 @@ class RunJudged:
     judgement: Judgement
     names_shown: bool = True  # whether failing tests may be named
     left: float | None = None  # seconds, where there is a clock
+
+    @property
+    def count_follows(self) -> bool:
+        """Say whether the planted bugs are being counted."""
+        return self.result.verdict is Verdict.FAILED and bool(self.judgement.planting.bugs)
+
+
+@dataclass(frozen=True)
+class BugsCounted:
+    """It is known how many of the planted bugs are gone."""
+
+    judgement: Judgement
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,7 @@ Event = (
     RunStarted
     | RunFails
     | RunJudged
+    | BugsCounted
     | Hinted
     | Compared
     | Paused
@@ -144,6 +157,7 @@ class Hunt(ABC):
     ) -> Iterator[Event]:
         """Yield what comes of all that happens, keys being actions, until the hunt is over."""
         for happened in watcher.events(tick_seconds):
+            watcher.planted = self._player.planting().bugs  # for a text of another attempt
             asked = keys.get(happened.character) if isinstance(happened, Key) else happened
             yield from self.handle(asked) if asked else ()
             if self.over:
@@ -176,6 +190,8 @@ class Hunt(ABC):
                 yield RunFails(test)
             case Ran(result):
                 yield from self._judge(result)
+            case Counted(count):
+                yield BugsCounted(self._player.record_count(count))
             case Action.HINT:
                 yield Hinted(self._hint())
             case Action.DIFF:
@@ -187,18 +203,13 @@ class Hunt(ABC):
     def _judge(self, result: RunResult) -> Iterator[Event]:
         """Record a run."""
 
-    @abstractmethod
     def _hint(self) -> str:
-        """Return the next hint."""
+        """Return the next hint on a bug that was not gone when they were last counted."""
+        return self._player.give_hint()
 
 
 class FreeHunt(Hunt):
     """A hunt without a clock."""
-
-    def __init__(self, player: Player) -> None:
-        """Begin with no bug proved gone."""
-        super().__init__(player)
-        self._gone: tuple[str, ...] = ()
 
     def _handle(self, happened: Happening | Action) -> Iterator[Event]:
         match happened:
@@ -221,12 +232,7 @@ class FreeHunt(Hunt):
         return self._player.plant(bugs)
 
     def _judge(self, result: RunResult) -> Iterator[Event]:
-        judgement = self._player.record(result)
-        self._gone = judgement.gone
-        yield RunJudged(result, judgement)
-
-    def _hint(self) -> str:
-        return self._player.give_hint(self._gone)
+        yield RunJudged(result, self._player.record(result))
 
 
 class TimedHunt(Hunt):
@@ -251,6 +257,8 @@ class TimedHunt(Hunt):
                 yield Ended(Ending.REVEALED)
             case Failed() if not self.round.names_shown:
                 pass
+            case Counted(count) if not self.round.names_shown:
+                self._player.record_count(count)  # for the debrief
             case Tick():
                 pass
             case _:

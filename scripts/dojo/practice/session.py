@@ -62,7 +62,6 @@ class Round:
             self._sessions.begin_exercise(exercise.id, player.attempt().id)
         self._clock = Clock(exercise.spent, now)
         self._recorded = exercise.spent
-        self._judgement = Judgement(player.planting(), (), solved=False)
 
     @property
     def names_shown(self) -> bool:
@@ -96,16 +95,15 @@ class Round:
         self._clock.release(_PAUSED)
 
     def judge(self, result: RunResult) -> Judgement:
-        """Record a run, let the clock go on, and say what the run proves."""
+        """Record a run, let the clock go on, and say whether it solves the kata."""
         self._clock.release(_RUNNING)
-        self._judgement = self.player.record(result)
-        return self._judgement
+        return self.player.record(result)
 
     def hint(self) -> str:
         """Return the next hint, and record that it was given; none in an interview."""
         if self.interview:
             return "an interview gives no hints"
-        return self.player.give_hint(self._judgement.gone)
+        return self.player.give_hint()
 
     def leave(self) -> None:
         """Record the time, so that the exercise can be taken up again."""

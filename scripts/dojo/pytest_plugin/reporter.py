@@ -72,7 +72,7 @@ class VerdictReporter:
             project = Project(folder.parent.parent)
             with History(project.history) as history:
                 player = Player(project, kata, history)
-                judgement = player.record(RunResult.of(outcomes, seconds))
+                judgement = player.judge(RunResult.of(outcomes, seconds))
         except (DojoError, OSError) as error:
             return f"{name}: not recorded: {error}"
         if broken(outcomes):

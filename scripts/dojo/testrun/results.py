@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 
 class Outcome(StrEnum):
@@ -80,13 +80,6 @@ class RunResult:
         return self.verdict in (Verdict.PASSED, Verdict.FAILED)
 
 
-class _Bug(Protocol):
-    @property
-    def id(self) -> str: ...
-    @property
-    def killed_by(self) -> tuple[str, ...]: ...
-
-
 def failing_functions(results: Iterable[TestResult]) -> set[str]:
     """Return the test functions of which at least one case did not pass."""
     bad = (Outcome.FAILED, Outcome.TIMEOUT, Outcome.ERROR)
@@ -115,21 +108,6 @@ def _judged(tests: Sequence[TestResult]) -> tuple[Verdict, str]:
         return Verdict.PASSED, ""
     # All skipped is no pass: nothing was shown.
     return Verdict.BROKEN, tests[0].message if tests else "no test ran"
-
-
-def gone(planted: Sequence[_Bug], failing: set[str]) -> list[str]:
-    """Return the ids of the planted bugs that the tests prove gone.
-
-    A bug makes every test of its `killed_by` fail, so a pass among them proves that it is gone,
-    provided that what still fails there is the work of a bug that is certainly left.
-    """
-    left = {bug.id for bug in planted if failing.issuperset(bug.killed_by)}
-    explained = {test for bug in planted if bug.id in left for test in bug.killed_by}
-    return [
-        bug.id
-        for bug in planted
-        if bug.id not in left and explained.issuperset(failing.intersection(bug.killed_by))
-    ]
 
 
 def test_functions(path: Path) -> set[str]:

@@ -1,5 +1,6 @@
 """The hunt: brief, clock, the verdict of every save, and keys."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from rich.console import Group
@@ -15,10 +16,13 @@ from textual.worker import get_current_worker
 
 from dojo.errors import DojoError
 from dojo.history.sessions import Ending
-from dojo.learner.watcher import Failed, Happening, Ran, Started, Tick, watching
+from dojo.kata.bug import Bug
+from dojo.learner.player import Judgement
+from dojo.learner.watcher import Counted, Failed, Happening, Ran, Started, Tick, watching
 from dojo.practice.debrief import HINT_COSTS
 from dojo.practice.loop import (
     Action,
+    BugsCounted,
     Compared,
     Ended,
     Event,
@@ -76,6 +80,7 @@ class HuntScreen(Screen[Ending | None]):
         self._runner = runner
         self._tests: Group | Text = Text("the tests are getting ready ...")
         self._shows_diff = False
+        self._judged: RunJudged | None = None
 
     def compose(self) -> ComposeResult:
         """Lay out the clock, the brief beside the verdict, the notes and the keys."""
@@ -97,21 +102,21 @@ class HuntScreen(Screen[Ending | None]):
         """Start the clock on the screen, and follow the saves."""
         self._show_clock()
         self.set_interval(_TICK_SECONDS, lambda: self._take(Tick()))
-        self._follow()
+        self._follow(self._round.player.planting().bugs)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Leave out the key for hints where there are none."""
         return not (parameters == (Action.HINT.name,) and self._round.interview)
 
     @work(thread=True)
-    def _follow(self) -> None:
+    def _follow(self, planted: Sequence[Bug]) -> None:
         worker = get_current_worker()
         try:
-            with watching(self._round.kata, self._runner) as watcher:
+            with watching(self._round.kata, self._runner, planted) as watcher:
                 for happening in watcher.events(_TICK_SECONDS):
                     if worker.is_cancelled:
                         return
-                    if isinstance(happening, Started | Failed | Ran):
+                    if isinstance(happening, Started | Failed | Ran | Counted):
                         self.post_message(self.Happened(happening))
         except DojoError as error:
             self.post_message(self.Happened(error))
@@ -157,6 +162,8 @@ class HuntScreen(Screen[Ending | None]):
             case RunJudged():
                 verdict.border_subtitle = f"revision {event.result.revision}"
                 self._show_run(event)
+            case BugsCounted(judgement):
+                self._show_count(judgement)
             case Compared(diff):
                 self._shows_diff = True
                 self._show(CHANGED, diff_text(diff or event_line(event)))
@@ -168,10 +175,21 @@ class HuntScreen(Screen[Ending | None]):
                 self._note(event_line(event))
 
     def _show_run(self, event: RunJudged) -> None:
-        name = self._round.kata.name
-        lines = run_lines(name, event.result, event.judgement, names=event.names_shown)
-        self._tests = indented(lines, bold=("  fails", name))
+        self._judged = event
+        self._tests = self._lines(event.judgement)
         self._show_tests()
+
+    def _show_count(self, judgement: Judgement) -> None:
+        """Put the count under the tests on the screen, which stay where they are scrolled to."""
+        self._tests = self._lines(judgement)
+        if not self._shows_diff:
+            self.query_one("#lines", Static).update(self._tests)
+
+    def _lines(self, judgement: Judgement) -> Group:
+        name, event = self._round.kata.name, self._judged
+        assert event is not None  # something ran
+        lines = run_lines(name, event.result, judgement, names=event.names_shown)
+        return indented(lines, bold=("  fails", name))
 
     def _show_tests(self) -> None:
         self._shows_diff = False

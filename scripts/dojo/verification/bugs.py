@@ -204,7 +204,7 @@ def caught_by(result: RunResult) -> set[str]:
 
 
 def _masked(chosen: Sequence[Bug], failing: set[str]) -> Iterator[str]:
-    # Progress counts a bug as gone when a test of its killed_by passes, so none may be masked.
+    # A test of a bug's killed_by is about that bug, whatever else is planted.
     together = " + ".join(bug.id for bug in chosen)
     for bug in chosen:
         for name in sorted(set(bug.killed_by) - failing):

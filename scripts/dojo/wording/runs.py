@@ -18,7 +18,8 @@ def run_lines(
 ) -> list[str]:
     """Return the failing tests with their first message each, and the verdict.
 
-    Without `names` it says how many fail, and no more.
+    The verdict is left out while the planted bugs are still to be counted. Without `names` it
+    says solved or not, and no more.
     """
     if not result.whole:
         return [f"{name}: no verdict: {result.detail}"]
@@ -28,8 +29,7 @@ def run_lines(
             failing.setdefault(test.function, []).append(test)
     lines = []
     if not names and not judgement.solved:
-        failed = sum(map(len, failing.values()))
-        return [f"  {failed} of {len(result.tests)} tests fail; which, once half the time is gone"]
+        return [f"{name}: not yet; which tests fail, once half the time is gone"]
     for function, tests in list(failing.items())[:_SHOWN]:
         cases = sum(test.function == function for test in result.tests)
         count = f" ({len(tests)} of {cases} cases)" if cases > 1 else ""
@@ -38,7 +38,8 @@ def run_lines(
         lines.append(f"  and {len(failing) - _SHOWN} more test functions fail")
     failed = sum(map(len, failing.values()))
     lines.append(f"  {failed} of {len(result.tests)} tests fail, {result.seconds:.2f} s")
-    lines.append(verdict_line(judgement, name))
+    if judgement.solved or judgement.count or not judgement.planting.bugs:
+        lines.append(verdict_line(judgement, name))
     return lines
 
 

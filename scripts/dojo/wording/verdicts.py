@@ -14,9 +14,20 @@ def verdict_line(judgement: Judgement, name: str) -> str:
         return f"{name}: solved. Next: {reveal}" if judgement.solved else unknown
     if judgement.solved:
         return f"{name}: solved, {total} of {total} {bugs} fixed. Next: {reveal}"
-    if len(judgement.gone) == total:
+    if judgement.count is None:
         return (
-            f"{name}: the planted {bugs} seem fixed ({total} of {total}), yet tests fail: "
-            "a fix is incomplete, or a change broke something else"
+            f"{name}: not solved yet. {typed('check', name)} counts the bugs that are fixed. "
+            f"Stuck? {hint}"
         )
-    return f"{name}: {len(judgement.gone)} of {total} {bugs} fixed. Stuck? {hint}"
+    fixed = len(judgement.count.gone)
+    if fixed == total:
+        return (
+            f"{name}: each planted bug seems fixed ({total} of {total}), yet tests fail: "
+            "a change broke something else"
+        )
+    if judgement.count.at_least:
+        return (
+            f"{name}: at least {fixed} of {total} {bugs} fixed; where you changed more, "
+            f"a fix is incomplete, or it broke something. Stuck? {hint}"
+        )
+    return f"{name}: {fixed} of {total} {bugs} fixed. Stuck? {hint}"

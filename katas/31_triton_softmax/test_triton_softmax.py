@@ -1,8 +1,20 @@
+import contextlib
+import math
+from functools import partial
+from unittest import mock
+
+import numpy as np
 import pytest
 import torch
 
 from dojo.kernels import DEVICE, guarded, run, speed
-from dojo.testing import assert_matches, forbid, layouts
+from dojo.testing import (
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+)
 
 # What the brief promises. A float16 has 11 bits, so that two units in its last place are up to
 # 2 to the -9th of a value, and two steps of 6e-8 below the smallest normal one.
@@ -16,16 +28,92 @@ def scores(*shape, dtype=torch.float32):
     return (3 * torch.randn(shape, dtype=torch.float64)).to(dtype).to(DEVICE)
 
 
+def exact(x):
+    """Return torch's own result, worked out in float64 and rounded once."""
+    return torch.softmax(x.double(), -1).to(x.dtype)
+
+
 def assert_softmax(actual, x, behaviour):
     rtol, atol = TOLERANCES[x.dtype]
-    expected = torch.softmax(x.double(), -1).to(x.dtype)
     name = str(x.dtype).removeprefix("torch.")
     behaviour = f"softmax of {behaviour}, shape {tuple(x.shape)}, {name}"
-    assert_matches(actual, expected, behaviour, rtol=rtol, atol=atol)
+    assert_matches(actual, exact(x), behaviour, rtol=rtol, atol=atol)
+    some = int((actual[x == -INF] > 0).sum())
+    assert some == 0, f"{behaviour}: {some} scores of -inf have a probability above zero"
 
 
 def check(impl, x, behaviour):
     assert_softmax(run(impl.softmax, x), x, behaviour)
+
+
+def room(call, needed):
+    """Return how many elements the programs that `call` launches could write, up to `needed`.
+
+    To run them all takes the interpreter minutes. So the first, the last and one in the middle of
+    each launch run, and the one that writes most stands for the others. Nothing is stored, so that
+    a kernel which would write elsewhere does no harm here.
+    """
+    from triton.runtime.interpreter import GridExecutor
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    launch, size, begin = GridExecutor.__call__, builder.set_grid_dim, builder.set_grid_idx
+    total = programs = stores = 0
+    chosen, written = [], []
+
+    class Enough(BaseException):
+        """Ends a launch; an Exception would be wrapped."""
+
+    def sized(*grid):
+        nonlocal programs, chosen
+        if max(grid[1:]) > 65_535:
+            pytest.fail(f"a GPU has no grid of {grid}: 65,535 is the most along its second axis")
+        programs = math.prod(grid)
+        chosen = sorted({0, programs // 2, programs - 1}, reverse=True)
+        size(*grid)
+
+    def begun(*_):
+        nonlocal stores
+        if not chosen:
+            raise Enough
+        stores = 0
+        written.append(0)
+        begin(*map(int, np.unravel_index(chosen.pop(), builder.grid_dim)))
+
+    def count(pointers, mask):
+        nonlocal stores
+        stores += 1
+        written[-1] += np.count_nonzero(np.broadcast_to(mask.data, pointers.data.shape))
+        if stores == 30:  # this one has a loop over the rest
+            written[-1] = needed
+        if total + programs * written[-1] >= needed:
+            raise Enough
+
+    def stored(pointers, value, mask, *_):
+        count(pointers, mask)
+
+    def added(operation, pointers, value, mask, *_):
+        count(pointers, mask)
+        return value
+
+    def launched(*args, **kwargs):
+        nonlocal total
+        written.clear()
+        with contextlib.suppress(Enough):
+            launch(*args, **kwargs)
+        total += programs * max(written, default=0)
+
+    with contextlib.ExitStack() as stack:
+        for owner, name, patch in [
+            (GridExecutor, "__call__", launched),
+            (builder, "set_grid_dim", sized),
+            (builder, "set_grid_idx", begun),
+            (builder, "create_masked_store", stored),
+            (builder, "create_atomic_rmw", added),
+        ]:
+            stack.enter_context(mock.patch.object(owner, name, patch))
+        stack.enter_context(np.errstate(all="ignore"))
+        call()
+    return total
 
 
 # Rows of a few thousand scores at most. No two axes are equal.
@@ -84,8 +172,11 @@ def test_rows_apart_in_memory(impl):
 
 
 def test_any_memory_layout(impl):
-    for layout, x in list(layouts(scores(5, 23, dtype=torch.float16)))[1:]:
-        check(impl, x, f"a tensor that is {layout}")
+    for x in (scores(5, 23), scores(5, 1, dtype=torch.float16)):
+        rtol, atol = TOLERANCES[x.dtype]
+        what = f"softmax of shape {tuple(x.shape)}"
+        call = partial(run, impl.softmax)
+        assert_any_layout(call, [x.cpu()], exact(x), what, rtol=rtol, atol=atol)
     check(impl, scores(19).expand(6, 19), "one row expanded to six")
     check(impl, scores(6, 1).expand(6, 19), "one column expanded to nineteen")
 
@@ -112,6 +203,8 @@ def test_rows_far_apart(impl):
 def test_scores_far_apart_in_a_row(impl):
     x = torch.tensor([[0, -200, -1e4], [300, 0, 299], [-3e38, 3e38, -3e38]], device=DEVICE)
     check(impl, torch.cat([x, x], 1), "scores up to 6e38 apart")
+    x = torch.tensor([[65_504, -65_504, 65_472], [9.99, 0.0123, -0.77]], device=DEVICE)
+    check(impl, x.half(), "float16 scores up to 131,008 apart")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -128,6 +221,9 @@ def test_nan_and_infinity(impl):
         x[0, -1] = float("nan")
         x[-1, 3] = INF
         check(impl, x, "a row that ends with NaN, and last one with +inf in it")
+    for dtype in DTYPES:
+        x = torch.tensor([[INF], [2.5], [-INF], [torch.nan]], dtype=dtype, device=DEVICE)
+        check(impl, x, "rows of one score, which is +inf, 2.5, -inf and NaN")
 
 
 # Rows wider than a block.
@@ -160,7 +256,8 @@ def test_wide_rows_whose_scores_fall(impl):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_wide_rows_of_equal_scores(impl, dtype):
     x = torch.tensor([[-7.0], [300.0]], dtype=dtype, device=DEVICE)
-    x = x.repeat(1, 20_011) if dtype == torch.float32 else x[:1].repeat(1, 65_000)
+    # The largest float16 is 65,504, less than the sum of 70,000 ones.
+    x = x.repeat(1, 20_011) if dtype == torch.float32 else x[:1].repeat(1, 70_000)
     check(impl, x, "wide rows of equal scores")
 
 
@@ -207,6 +304,32 @@ def test_torch_does_not_do_the_arithmetic(impl):
             x = memory.place(scores(*shape))
             with forbid("softmax", "log_softmax", "logsumexp", "exp", "exp2", "sum", "max", "amax"):
                 impl.softmax(x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_calls_do_not_disturb_each_other(impl, dtype):
+    rtol, atol = TOLERANCES[dtype]
+    what = f"softmax of {dtype}"
+
+    def inputs():
+        return [scores(3, 7, dtype=dtype)]
+
+    with guarded():
+        assert_repeatable(impl.softmax, inputs, exact, what, rtol=rtol, atol=atol)
+        (x,) = inputs()
+        assert_any_mode(impl.softmax, [x], exact(x), what, rtol=rtol, atol=atol)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="counts what the interpreter does")
+def test_there_are_programs_for_every_row(impl):
+    # More than 65,535 programs of one row would write, also of a row that no block holds.
+    # Wide enough that what a kernel keeps of each row does not count.
+    for x in [torch.zeros(2**18, 40)[: 2**17 + 30], torch.zeros(2**16, 1)[:30].expand(30, 20_000)]:
+        most = room(partial(impl.softmax, x), x.numel())
+        assert most >= x.numel(), (
+            f"softmax of shape {tuple(x.shape)} writes {x.numel():,} elements: "
+            f"the programs that are launched can write {most:,} at most"
+        )
 
 
 # What only a GPU shows.

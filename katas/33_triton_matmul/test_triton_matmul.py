@@ -1,8 +1,21 @@
+import contextlib
+import math
+from functools import partial
+from unittest import mock
+
+import numpy as np
 import pytest
 import torch
 
-from dojo.kernels import DEVICE, run, speed
-from dojo.testing import assert_matches, forbid, layouts
+from dojo.kernels import DEVICE, guarded, run, speed
+from dojo.testing import (
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    layouts,
+)
 
 # Sizes that differ in every case: each of M, K and N is one once, then powers of two, tiles of a
 # common size, and sizes just over those. One result is a single number.
@@ -44,6 +57,102 @@ def expanded(x, axis):
     return x.narrow(axis, 0, 1).expand(x.shape)
 
 
+def room(call, needed):
+    """Return how many elements the programs that `call` launches could write, up to `needed`.
+
+    To run them all takes the interpreter minutes. So the first, the last and one in the middle of
+    each launch run, and the one that writes most stands for the others. Nothing is stored, so that
+    a kernel which would write elsewhere does no harm here.
+    """
+    from triton.runtime.interpreter import GridExecutor
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    launch, size, begin = GridExecutor.__call__, builder.set_grid_dim, builder.set_grid_idx
+    total = programs = stores = 0
+    chosen, written = [], []
+
+    class Enough(BaseException):
+        """Ends a launch; an Exception would be wrapped."""
+
+    def sized(*grid):
+        nonlocal programs, chosen
+        if max(grid[1:]) > 65_535:
+            pytest.fail(f"a GPU has no grid of {grid}: 65,535 is the most along its second axis")
+        programs = math.prod(grid)
+        chosen = sorted({0, programs // 2, programs - 1}, reverse=True)
+        size(*grid)
+
+    def begun(*_):
+        nonlocal stores
+        if not chosen:
+            raise Enough
+        stores = 0
+        written.append(0)
+        begin(*map(int, np.unravel_index(chosen.pop(), builder.grid_dim)))
+
+    def count(pointers, mask):
+        nonlocal stores
+        stores += 1
+        written[-1] += np.count_nonzero(np.broadcast_to(mask.data, pointers.data.shape))
+        if stores == 30:  # this one has a loop over the rest
+            written[-1] = needed
+        if total + programs * written[-1] >= needed:
+            raise Enough
+
+    def stored(pointers, value, mask, *_):
+        count(pointers, mask)
+
+    def added(operation, pointers, value, mask, *_):
+        count(pointers, mask)
+        return value
+
+    def launched(*args, **kwargs):
+        nonlocal total
+        written.clear()
+        with contextlib.suppress(Enough):
+            launch(*args, **kwargs)
+        total += programs * max(written, default=0)
+
+    with contextlib.ExitStack() as stack:
+        for owner, name, patch in [
+            (GridExecutor, "__call__", launched),
+            (builder, "set_grid_dim", sized),
+            (builder, "set_grid_idx", begun),
+            (builder, "create_masked_store", stored),
+            (builder, "create_atomic_rmw", added),
+        ]:
+            stack.enter_context(mock.patch.object(owner, name, patch))
+        stack.enter_context(np.errstate(all="ignore"))
+        call()
+    return total
+
+
+@contextlib.contextmanager
+def tf32_as_on_a_gpu():
+    """Let the interpreter's `tl.dot` keep 11 bits of a float32 where a GPU would.
+
+    It is told which precision a kernel asks for, and works in float32 whatever that is.
+    """
+    from triton.runtime.interpreter import TensorHandle
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    dot = builder.create_dot
+
+    def rounded(x):
+        if x.data.dtype != np.float32:
+            return x
+        bits = np.ascontiguousarray(x.data).view(np.uint32) + np.uint32(1 << 12)
+        return TensorHandle((bits & np.uint32(-1 << 13 & 0xFFFFFFFF)).view(np.float32), x.dtype)
+
+    def rounding_dot(a, b, acc, precision, *rest):
+        if str(precision).endswith(".TF32"):
+            a, b = rounded(a), rounded(b)
+        return dot(a, b, acc, precision, *rest)
+
+    with mock.patch.object(builder, "create_dot", rounding_dot):
+        yield
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_any_size(impl, dtype):
     for m, k, n in SIZES[dtype]:
@@ -59,10 +168,10 @@ def test_takes_its_arguments_by_name(impl):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_every_tile_is_computed(impl, dtype):
     # Tiles both ways, the last of each cut off: rows of them that no group of 8 divides, and fewer
-    # than a group has. A GPU's tiles are larger, and others for each dtype.
+    # than a group has; columns, too. A GPU's tiles are larger, and others for each dtype.
     sizes = [(1163, 1049), (123, 2311)]
     if DEVICE == "cpu":
-        sizes = [(133, 67)] if dtype == torch.float32 else [(30, 131)]
+        sizes = [(600, 70)] if dtype == torch.float32 else [(30, 131), (70, 600)]
     for m, n in sizes:
         check(impl, randn(m, 5, dtype=dtype), randn(5, n, dtype=dtype))
 
@@ -77,6 +186,9 @@ def test_any_length_of_the_sum(impl):
     # Less than a tile along K; one less than, exactly, and one more than whole tiles of 16 to 128.
     for k in [15, 127, 128, 129]:
         check(impl, randn(7, k), randn(k, 11))
+    # Integers, so that the sum is exact whatever its order.
+    a, b = integers(-3, 4, 2, 2055).float(), integers(-3, 4, 2055, 3).float()
+    check(impl, a, b, ", small integers", rtol=0, atol=0)
 
 
 def test_transposed_a(impl):
@@ -101,6 +213,51 @@ def test_a_part_of_a_matrix(impl):
     a, b = randn(31, 190)[3:14, 20:163], randn(180, 40)[17:160, 5:18]
     check(impl, a, b, ", both parts of larger matrices")
     check(impl, b.T, a.T, ", both transposed parts of larger matrices")
+
+
+def test_any_layout_where_an_axis_has_one_element(impl):
+    for m, k, n in [(5, 1, 4), (1, 7, 3), (6, 3, 1)]:
+        a, b = randn(m, k).cpu(), randn(k, n).cpu()
+        name = f"the product of {(m, k)} and {(k, n)}"
+        assert_any_layout(partial(run, impl.matmul), [a, b], product(a, b), name, atol=1e-4)
+
+
+def test_a_matrix_by_itself(impl):
+    a = randn(37, 37)
+    with guarded() as memory:
+        placed = memory.place(a)
+        square, gram = impl.matmul(placed, placed), impl.matmul(placed, placed.T)
+    assert_matches(square, product(a, a), "the product of a matrix and itself", atol=1e-4)
+    what = "the product of a matrix and its own transpose"
+    assert_matches(gram, product(a, a.T), what, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_calls_do_not_disturb_each_other(impl, dtype):
+    rtol, atol = TOLERANCES[dtype]
+    for m, k, n in [(5, 9, 3), (4, 0, 6)]:
+        name = f"the product of {(m, k)} and {(k, n)} in {dtype}"
+
+        def inputs(m=m, k=k, n=n):
+            return randn(m, k, dtype=dtype), randn(k, n, dtype=dtype)
+
+        with guarded():
+            assert_repeatable(impl.matmul, inputs, product, name, rtol=rtol, atol=atol)
+            a, b = inputs()
+            assert_any_mode(impl.matmul, [a, b], product(a, b), name, rtol=rtol, atol=atol)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="counts what the interpreter does")
+def test_there_are_programs_for_every_tile(impl):
+    for m, n in [(2**20 + 30, 3), (3, 2**20 + 30)]:
+        # One number in a larger tensor: what a wrong kernel reads beyond it does no harm.
+        one = torch.empty(2**16)[:1].view(1, 1)
+        a, b = one.expand(m, 1), one.expand(1, n)
+        most = room(partial(impl.matmul, a, b), m * n)
+        assert most >= m * n, (
+            f"the product of {(m, 1)} and {(1, n)} has {m * n:,} elements: "
+            f"the programs that are launched can write {most:,} at most"
+        )
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -137,6 +294,22 @@ def test_large_and_small_numbers(impl, dtype):
     size = 1e15 if dtype == torch.float32 else 50.0
     a, b = size * randn(5, 70, dtype=dtype), randn(70, 9, dtype=dtype) / size
     check(impl, a, b, f", a near {size:g} and b near {1 / size:g}")
+
+
+def test_float32_is_not_rounded_to_tf32(impl):
+    # Each column of b holds a single one, so that the result is a with its columns moved: TF32
+    # would keep 11 of the 24 bits of each number.
+    a = randn(35, 50)
+    b = torch.eye(50, device=DEVICE)[:, torch.randperm(50, device=DEVICE)]
+    with contextlib.nullcontext() if DEVICE == "cuda" else tf32_as_on_a_gpu():
+        check(impl, a, b, ", b a permutation", rtol=1e-6, atol=0)
+        check(impl, b, randn(50, 20), ", a a permutation", rtol=1e-6, atol=0)
+
+
+def test_float16_results_beyond_its_range_are_infinite(impl):
+    a = torch.tensor([[300.0], [-300.0], [3.0]], dtype=torch.float16)
+    b = torch.tensor([[250.0, 1.0]], dtype=torch.float16)
+    check(impl, a, b, ", some beyond 65,504")
 
 
 @pytest.mark.parametrize(
@@ -193,15 +366,6 @@ def test_the_product_is_not_torchs(impl):
     with forbid(*PRODUCTS):
         actual = run(impl.matmul, a, b)
     assert_matches(actual, product(a, b), "the product of (6, 40) and (40, 7)", atol=1e-4)
-
-
-@pytest.mark.gpu
-def test_float32_is_not_rounded_to_tf32(impl):
-    # Each column of b holds a single one, so that the result is a with its columns moved: TF32
-    # would keep 11 of the 24 bits of each number.
-    a = randn(70, 90)
-    b = torch.eye(90, device=DEVICE)[:, torch.randperm(90, device=DEVICE)]
-    check(impl, a, b, ", b a permutation", rtol=1e-6, atol=0)
 
 
 @pytest.mark.gpu

@@ -1,9 +1,22 @@
+import contextlib
+import math
+from functools import partial
+from unittest import mock
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from dojo.kernels import DEVICE, guarded, run, speed
-from dojo.testing import assert_matches, forbid, layouts
+from dojo.testing import (
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    layouts,
+)
 
 HALF, SINGLE = torch.float16, torch.float32
 
@@ -27,6 +40,10 @@ CASES = [
     # Several tiles: of positions and of filters, and of positions alone.
     pytest.param(SINGLE, (2, 1, 67), (200, 1, 3), 1, 5, 6, id="positions-and-filters"),
     pytest.param(HALF, (2, 1, 150), (3, 1, 1), 1, 4, 6, id="many-positions"),
+    pytest.param(HALF, (1, 1, 2043), (2, 1, 1), 1, 7, 6, id="positions-past-2048"),
+    pytest.param(SINGLE, (1, 1, 145), (2, 1, 137), 1, 0, 1, id="taps-past-128"),
+    pytest.param(SINGLE, (2, 521, 3), (1, 521, 1), 1, 0, 1, id="channels-past-512"),
+    pytest.param(HALF, (2, 3, 7), (4, 3, 2), 19, 23, 11, id="options-past-the-length"),
 ]
 # A float32 sum of 200 products that comes to about one is off by less than 5e-6, in any order.
 # A float16 result is rounded to steps of 1e-3 of its size at most: two of them, and near zero what
@@ -82,6 +99,102 @@ def text(x, weight, options):
         f"conv1d of x {tuple(x.shape)}, weight {tuple(weight.shape)}, "
         f"stride {stride}, padding {padding}, dilation {dilation}, {x.dtype}"
     )
+
+
+def room(call, needed):
+    """Return how many elements the programs that `call` launches could write, up to `needed`.
+
+    To run them all takes the interpreter minutes. So the first, the last and one in the middle of
+    each launch run, and the one that writes most stands for the others. Nothing is stored, so that
+    a kernel which would write elsewhere does no harm here.
+    """
+    from triton.runtime.interpreter import GridExecutor
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    launch, size, begin = GridExecutor.__call__, builder.set_grid_dim, builder.set_grid_idx
+    total = programs = stores = 0
+    chosen, written = [], []
+
+    class Enough(BaseException):
+        """Ends a launch; an Exception would be wrapped."""
+
+    def sized(*grid):
+        nonlocal programs, chosen
+        if max(grid[1:]) > 65_535:
+            pytest.fail(f"a GPU has no grid of {grid}: 65,535 is the most along its second axis")
+        programs = math.prod(grid)
+        chosen = sorted({0, programs // 2, programs - 1}, reverse=True)
+        size(*grid)
+
+    def begun(*_):
+        nonlocal stores
+        if not chosen:
+            raise Enough
+        stores = 0
+        written.append(0)
+        begin(*map(int, np.unravel_index(chosen.pop(), builder.grid_dim)))
+
+    def count(pointers, mask):
+        nonlocal stores
+        stores += 1
+        written[-1] += np.count_nonzero(np.broadcast_to(mask.data, pointers.data.shape))
+        if stores == 30:  # this one has a loop over the rest
+            written[-1] = needed
+        if total + programs * written[-1] >= needed:
+            raise Enough
+
+    def stored(pointers, value, mask, *_):
+        count(pointers, mask)
+
+    def added(operation, pointers, value, mask, *_):
+        count(pointers, mask)
+        return value
+
+    def launched(*args, **kwargs):
+        nonlocal total
+        written.clear()
+        with contextlib.suppress(Enough):
+            launch(*args, **kwargs)
+        total += programs * max(written, default=0)
+
+    with contextlib.ExitStack() as stack:
+        for owner, name, patch in [
+            (GridExecutor, "__call__", launched),
+            (builder, "set_grid_dim", sized),
+            (builder, "set_grid_idx", begun),
+            (builder, "create_masked_store", stored),
+            (builder, "create_atomic_rmw", added),
+        ]:
+            stack.enter_context(mock.patch.object(owner, name, patch))
+        stack.enter_context(np.errstate(all="ignore"))
+        call()
+    return total
+
+
+@contextlib.contextmanager
+def tf32_as_on_a_gpu():
+    """Let the interpreter's `tl.dot` keep 11 bits of a float32 where a GPU would.
+
+    It is told which precision a kernel asks for, and works in float32 whatever that is.
+    """
+    from triton.runtime.interpreter import TensorHandle
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    dot = builder.create_dot
+
+    def rounded(x):
+        if x.data.dtype != np.float32:
+            return x
+        bits = np.ascontiguousarray(x.data).view(np.uint32) + np.uint32(1 << 12)
+        return TensorHandle((bits & np.uint32(-1 << 13 & 0xFFFFFFFF)).view(np.float32), x.dtype)
+
+    def rounding_dot(a, b, acc, precision, *rest):
+        if str(precision).endswith(".TF32"):
+            a, b = rounded(a), rounded(b)
+        return dot(a, b, acc, precision, *rest)
+
+    with mock.patch.object(builder, "create_dot", rounding_dot):
+        yield
 
 
 # One behaviour at a time, by hand
@@ -284,15 +397,67 @@ def test_nan_stays_within_its_windows(impl):
     check(impl, x, weight, (3, 0, 2), f"{text(x, weight, (3, 0, 2))}, NaN in filter 1")
 
 
-def test_a_second_call_is_like_the_first(impl):
-    x, weight = signals(2, 3, 19), filters(5, 3, 4)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_second_call_is_like_the_first(impl, dtype):
+    tolerance, options = TOLERANCES[dtype], (1, 2, 6)
+
+    def inputs():
+        return signals(2, 3, 19, dtype=dtype), filters(5, 3, 4, dtype=dtype), *options
+
+    with guarded():
+        x, weight, *_ = inputs()
+        assert_repeatable(impl.conv1d, inputs, exact, f"conv1d of {dtype}", **tolerance)
+        what = text(x, weight, options)
+        expected = exact(x, weight, *options)
+        assert_any_mode(impl.conv1d, [x, weight, *options], expected, what, **tolerance)
+        shorter = signals(3, 3, 17, dtype=dtype)
+        actual = impl.conv1d(shorter, weight, *options)
+        what = f"{text(shorter, weight, options)}, after others"
+        assert_matches(actual, exact(shorter, weight, *options), what, **tolerance)
+
+
+def test_any_layout_where_axes_have_one_element(impl):
+    for x_shape, weight_shape in [((3, 1, 5), (1, 1, 2)), ((1, 4, 1), (3, 4, 1))]:
+        x, weight = signals(*x_shape).cpu(), filters(*weight_shape).cpu()
+        options = (2, 1, 1)
+        what, expected = text(x, weight, options), exact(x, weight, *options)
+        call = partial(run, impl.conv1d)
+        tolerance = TOLERANCES[SINGLE]
+        assert_any_layout(call, [x, weight, *options], expected, what, **tolerance)
+
+
+def test_x_may_be_the_weight(impl):
+    x = signals(2, 3, 5)
     with guarded() as memory:
-        x, weight = memory.place(x, "x"), memory.place(weight, "weight")
-        first = impl.conv1d(x, weight, 1, 2, 6).clone()
-        longer = impl.conv1d(memory.place(signals(3, 3, 40)), weight, 2, 1, 6)
-        second = impl.conv1d(x, weight, 1, 2, 6)
-    assert tuple(longer.shape) == (3, 5, 12), f"the shape is {tuple(longer.shape)}"
-    assert_matches(second, first, "conv1d called again with the same arguments", rtol=0, atol=0)
+        placed = memory.place(x)
+        actual = impl.conv1d(placed, placed, 2, 3)
+    assert_matches(actual, exact(x, x, 2, 3), "conv1d(x, x, 2, 3) of a (2, 3, 5) x")
+
+
+def test_float32_products_are_not_rounded_to_tf32(impl):
+    # One tap of one channel, so that the result is that channel, or the weight's.
+    weight = torch.zeros(3, 20, 2, device=DEVICE)
+    weight[[0, 1, 2], [4, 0, 19], [0, 1, 0]] = 1
+    x = signals(2, 20, 31)
+    with contextlib.nullcontext() if DEVICE == "cuda" else tf32_as_on_a_gpu():
+        for one, other in [(x, weight), (weight, x[:, :, :2])]:
+            actual = run(impl.conv1d, one, other)
+            what = "float32 products with ones"
+            assert_matches(actual, exact(one, other), what, rtol=1e-6, atol=0)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="counts what the interpreter does")
+def test_there_are_programs_for_every_output(impl):
+    for n, o, length in [(70_000, 1, 16), (1, 70_000, 16), (1, 1, 2**20 + 30)]:
+        # One number in a larger tensor: what a wrong kernel reads beyond it does no harm.
+        one = torch.empty(2**16)[:1].view(1, 1, 1)
+        x, weight = one.expand(n, 1, length), one.expand(o, 1, 1)
+        needed = n * o * length
+        most = room(partial(impl.conv1d, x, weight), needed)
+        assert most >= needed, (
+            f"{text(x, weight, (1, 0, 1))}: the result has {needed:,} elements; "
+            f"the programs that are launched can write {most:,} at most"
+        )
 
 
 # On a GPU alone

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dojo.kernels import DEVICE, run, speed
-from dojo.testing import assert_matches, forbid
+from dojo.testing import assert_any_mode, assert_matches, assert_repeatable, forbid
 
 # How near to a half a number of steps may be for the brief to let it go to either side: float32
 # arithmetic in three operations on numbers below 256 is wrong by less than 0.00005.
@@ -191,12 +191,13 @@ def test_exact_beside_a_half(impl):
 
 
 def check_lowest_sum(impl, k):
-    """Check the lowest sum there is over k products; a step of c is 2 to the 26th."""
+    """Check the lowest sum there is over k products; it is 110 steps of c below zero."""
     a, b = int8([[-128]]).expand(1, k), int8([[127]]).expand(k, 1)
     lowest = -(255**2) * k
-    actual = run(impl.int8_matmul, a, b, 0.5, 0.25, 2.0**23, 127, -128, 4)
-    steps = torch.tensor([[lowest / 2.0**26]], dtype=torch.float64, device=DEVICE)
-    assert_codes(actual, steps, 4, f"a sum of {lowest:,} over {k:,} products")
+    step = -lowest / 110
+    actual = run(impl.int8_matmul, a, b, 0.5, 0.25, step / 8, 127, -128, 101)
+    steps = torch.tensor([[lowest / step]], dtype=torch.float64, device=DEVICE)
+    assert_codes(actual, steps, 101, f"a sum of {lowest:,} over {k:,} products")
 
 
 def test_sums_beyond_int32(impl):
@@ -278,6 +279,54 @@ def test_zero_point_of_c_brings_results_back_into_range(impl):
         actual = run(impl.int8_matmul, a, b, **UNIT, zp_a=0, zp_b=0, zp_c=zp_c)
         what = f"150 and -150 steps, zero point {zp_c} for c"
         assert_matches(actual, int8(expected)[:, None], what)
+
+
+def test_scales_whose_products_are_beyond_float32(impl):
+    # The product of two scales, and its quotient by the third, pass 3e38; zero times that is zero.
+    a, b = int8([[1, -1], [2, 1], [1, 2]]), int8([[3], [3]])
+    expected = int8([[-7], [127], [127]])
+    for scales in [(1e30, 1e30, 1e-30), (1e30, 1e30, 1e30), (1e30, 1.0, 1e-30), (1e20, 1e20, 1.0)]:
+        actual = run(impl.int8_matmul, a, b, *scales, 0, 0, -7)
+        what = f"sums of 0, 9 and 9 with scales {scales}, zero point -7 for c"
+        assert_matches(actual, expected, what)
+    actual = run(impl.int8_matmul, a, b, 1e-30, 1e-30, 1e30, 0, 0, -7)
+    what = "sums of 0, 9 and 9 with scales 1e-30, 1e-30 and 1e30, zero point -7 for c"
+    assert_matches(actual, int8([[-7], [-7], [-7]]), what)
+
+
+# What must hold of every function.
+
+
+def any_case():
+    return [codes(3, 5), codes(5, 2), 0.5, 0.25, 16.0, 4, -3, 7]
+
+
+def multiplied(a, b, scale_a, scale_b, scale_c, zp_a, zp_b, zp_c):
+    """Return the codes at scales that are powers of two."""
+    steps = exact_sums(a, b, zp_a, zp_b) * (scale_a * scale_b / scale_c)
+    return (steps.round() + zp_c).clamp(-128, 127).to(torch.int8)
+
+
+def test_nothing_stays_from_an_earlier_call(impl):
+    assert_repeatable(impl.int8_matmul, any_case, multiplied, "int8_matmul")
+    a, b, *rest = any_case()
+    expected = multiplied(a, b, *rest)
+    impl.int8_matmul(a, b, 1.0, 2.0, 4.0, -5, 6, -8)
+    actual = impl.int8_matmul(a, b, *rest)
+    what = "int8_matmul of the same tensors with other scales and zero points than before"
+    assert_matches(actual, expected, what)
+
+
+def test_under_any_mode(impl):
+    arguments = any_case()
+    assert_any_mode(impl.int8_matmul, arguments, multiplied(*arguments), "int8_matmul")
+
+
+def test_one_tensor_for_both(impl):
+    a = codes(4, 4)
+    actual = run(impl.int8_matmul, a, a, 0.5, 0.25, 16.0, 4, -3, 7)
+    expected = multiplied(a, a, 0.5, 0.25, 16.0, 4, -3, 7)
+    assert_matches(actual, expected, "int8_matmul of a tensor with itself")
 
 
 # What only a GPU shows.

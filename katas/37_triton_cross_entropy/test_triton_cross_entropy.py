@@ -6,7 +6,14 @@ import torch.nn.functional as F
 from torch.autograd.function import BackwardCFunction
 
 from dojo.kernels import DEVICE, guarded, run, speed
-from dojo.testing import assert_matches, forbid, layouts
+from dojo.testing import (
+    assert_any_mode,
+    assert_gradients_reach,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    layouts,
+)
 
 # Rows and classes never agree in number, so that a swapped axis cannot hide. Widths are one, odd,
 # powers of two and what lies beside them.
@@ -127,6 +134,7 @@ def test_without_a_gradient(impl):
 def test_mean_over_many_rows(impl):
     logits, targets = batch(67, 600, torch.float16, ignored=range(7, 67, 5))
     logits[-4:] *= 5  # their losses are larger, so that the mean shows if one is left out
+    targets[-1] = 100  # a class, though its opposite is ignored
     loss = run(impl.cross_entropy, logits, targets)
     expected, _ = exact(logits, targets)
     behaviour = "the loss of (67, 600) float16 logits, some rows ignored"
@@ -209,14 +217,31 @@ def test_ignored_rows_may_as_well_be_removed(impl):
     assert_matches(grad[~kept], torch.zeros(4, 4), "the gradient of ignored rows", rtol=0, atol=0)
 
 
-# -1 would be the last class as an index, and 2**40 is far outside and more than an int32.
-@pytest.mark.parametrize("ignore_index", [-1, 2**40])
-def test_another_ignore_index(impl, ignore_index):
-    logits, targets = batch(7, 5)
-    targets[[2, 3]] = ignore_index
-    actual = step(impl, logits, targets, ignore_index)
-    expected = exact(logits, targets, ignore_index=ignore_index)
-    assert_step(actual, expected, f"a batch with ignore_index={ignore_index}")
+def test_another_ignore_index(impl):
+    # -1 would be the last class as an index; the others are 0 and -100 in 32 bits. First without
+    # a row that is ignored, since its target would lead far outside the logits.
+    for ignored in ([], [2, 3]):
+        for ignore_index in (-1, 2**40, 2**32 - 100):
+            logits, targets = batch(7, 5)
+            targets[[0, 4]] = torch.tensor([0, 4], device=DEVICE)
+            targets[ignored] = ignore_index
+            actual = step(impl, logits, targets, ignore_index)
+            expected = exact(logits, targets, ignore_index=ignore_index)
+            what = f"7 rows with ignore_index={ignore_index}, {len(ignored)} of them ignored"
+            assert_step(actual, expected, what)
+
+
+def test_ignored_rows_may_hold_anything(impl):
+    for dtype in DTYPES:
+        logits, targets = batch(9, 4, dtype, ignored=[0, 3, 4, 7])
+        expected = exact(logits, targets)
+        logits[0], logits[3], logits[4, 1], logits[7] = torch.nan, -torch.inf, torch.inf, torch.inf
+        what = f"5 rows of {dtype} beside ignored ones of NaN, -inf and inf"
+        assert_step(step(impl, logits, targets), expected, what)
+    logits[:], targets[:] = torch.nan, -100
+    _, grad = step(impl, logits, targets)
+    what = "the gradient when every row is ignored and holds NaN"
+    assert_matches(grad, torch.zeros_like(logits), what, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("ignore_index", [0, 1])
@@ -297,6 +322,58 @@ def test_backward_twice(impl):
     assert_matches(leaf.grad, grad, "the gradient when backward is run again", **tolerance)
 
 
+def test_twice_the_loss_backward_twice(impl):
+    # The second gradient is added to the first, in the memory of the first.
+    for dtype in DTYPES:
+        logits, targets = batch(6, 4, dtype, ignored=[2])
+        leaf = logits.clone().requires_grad_()
+        with guarded_both_ways():
+            twice = 2 * impl.cross_entropy(leaf, targets)
+            twice.backward(retain_graph=True)
+            (again,) = torch.autograd.grad(twice, leaf, retain_graph=True)
+            first = leaf.grad.clone()
+            twice.backward(retain_graph=True)
+            second = leaf.grad.clone()
+            (-0.5 * twice).backward()
+        _, grad = exact(logits, targets, upstream=2.0)
+        what = f"the gradient in {dtype} of twice the loss"
+        tolerance = TOLERANCES[dtype]
+        assert_matches(first, grad, what, **tolerance)
+        assert_matches(again, grad, f"{what}, asked for again", **tolerance)
+        assert_matches(second, 2 * grad, f"{what}, backward twice", **tolerance)
+        expected = 1.5 * grad
+        assert_matches(leaf.grad, expected, f"{what}, and then of minus the loss", **tolerance)
+
+
+def test_upstream_gradient_of_float16_before_rounding(impl):
+    # Probabilities near 1e-8 have a digit or none in float16, and 32,768 of them have all.
+    logits, targets = batch(5, 9, torch.float16)
+    logits[:, 6:] = torch.tensor([-11.0, -12.0, -13.0])
+    targets %= 6
+    leaf = logits.clone().requires_grad_()
+    upstream = torch.tensor(32768.0, dtype=torch.float16, device=DEVICE)
+    with guarded_both_ways():
+        (upstream * impl.cross_entropy(leaf, targets)).backward()
+    _, grad = exact(logits, targets, upstream=32768.0)
+    what = "the gradient of float16 logits whose loss is scaled by 32,768"
+    assert_matches(leaf.grad, grad, what, rtol=2e-3, atol=1e-5)
+
+
+def test_two_losses_at_once(impl):
+    ours = []
+    with guarded_both_ways():
+        for ignored in ([2], [0, 4, 5]):
+            logits, targets = batch(6, 4, ignored=ignored)
+            leaf = logits.clone().requires_grad_()
+            ours.append((leaf, targets, impl.cross_entropy(leaf, targets)))
+        for _, _, loss in ours:
+            loss.backward()
+    for number, (leaf, targets, loss) in enumerate(ours, 1):
+        actual = loss.detach(), leaf.grad
+        behaviour = f"batch {number} of two, both forward and then both backward"
+        assert_step(actual, exact(leaf, targets), behaviour)
+
+
 def test_logits_used_elsewhere(impl):
     # A penalty on the logits, which autograd works out from the logits once more, afterwards.
     logits, targets = batch(6, 4)
@@ -311,6 +388,57 @@ def test_logits_used_elsewhere(impl):
     expected = 1.5 * (grad + 0.6 * 1.5 * logits)
     behaviour = "the gradient when the logits are squared elsewhere"
     assert_matches(leaf.grad, expected, behaviour, rtol=5e-5, atol=2e-5)
+
+
+# What must hold of every function.
+
+
+def of_torch(logits, targets, *args):
+    """Return PyTorch's loss, worked out in float64; autograd can go back through it."""
+    return F.cross_entropy(logits.double(), targets, *args).to(logits.dtype)
+
+
+def test_nothing_stays_from_an_earlier_call(impl):
+    def inputs():
+        logits, targets = batch(6, 4)
+        targets[torch.randint(6, ()).item()] = -100
+        return logits, targets
+
+    tolerance = TOLERANCES[torch.float32]
+    assert_repeatable(impl.cross_entropy, inputs, of_torch, "the loss", **tolerance)
+    logits, targets = batch(6, 4)
+    for ignore_index in (1, 2, 1):
+        actual = step(impl, logits, targets, ignore_index)
+        expected = exact(logits, targets, ignore_index=ignore_index)
+        behaviour = f"the same batch as before, with ignore_index={ignore_index}"
+        assert_step(actual, expected, behaviour)
+
+
+def test_under_any_mode(impl):
+    for dtype in DTYPES:
+        inputs = batch(6, 4, dtype, ignored=[2])
+        call, tolerance = impl.cross_entropy, TOLERANCES[dtype]
+        assert_any_mode(call, inputs, of_torch(*inputs), f"the loss in {dtype}", **tolerance)
+
+
+def test_gradients_under_another_default_dtype(impl):
+    default = torch.get_default_dtype()
+    for dtype in DTYPES:
+        logits, targets = batch(6, 4, dtype, ignored=[2])
+        for other in (torch.float64, torch.float16):
+            try:
+                torch.set_default_dtype(other)
+                actual = step(impl, logits, targets)
+            finally:
+                torch.set_default_dtype(default)
+            behaviour = f"a batch in {dtype} where {other} is the default dtype"
+            assert_step(actual, exact(logits, targets), behaviour)
+
+
+def test_gradients_reach_the_logits(impl):
+    logits, targets = batch(6, 4, ignored=[2])
+    inputs = {"logits": logits, "targets": targets}
+    assert_gradients_reach(impl.cross_entropy, of_torch, inputs, ["logits"], "the loss")
 
 
 # Memory layouts.
@@ -385,6 +513,14 @@ def test_the_largest_float16_logits(impl):
     tolerance = {"rtol": 1e-2, "atol": 1e-2}
     behaviour = "logits of 65,504 and -65,504"
     assert_step(step(impl, logits, targets), exact(logits, targets), behaviour, **tolerance)
+
+
+def test_float16_losses_whose_sum_is_beyond_float16(impl):
+    logits = torch.zeros(5, 3, dtype=torch.float16, device=DEVICE)
+    logits[:, 1] = torch.tensor([3e4, 2e4, 4e4, 3.5e4, 2.5e4])
+    targets = torch.tensor([0, 2, 0, 2, 0], device=DEVICE)
+    behaviour = "float16 losses of 20,000 to 40,000"
+    assert_step(step(impl, logits, targets), exact(logits, targets), behaviour)
 
 
 def test_float16_logits_of_about_a_hundred(impl):

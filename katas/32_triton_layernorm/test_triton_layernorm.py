@@ -1,9 +1,19 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from dojo.kernels import DEVICE, run, speed
-from dojo.testing import assert_matches, forbid, gradients, layouts
+from dojo.testing import (
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    gradients,
+    layouts,
+)
 
 # No two axes of a shape are equal, so that a swapped axis cannot hide. Widths are one, powers of
 # two and what lies beside them; 70 narrow rows are more than a tile of them, 9 and 5 less. 1,025
@@ -157,6 +167,52 @@ def test_constant_rows(impl):
     # A gradient of about one, exact to 1e-7, is divided by 3e-3.
     assert_matches(dx[1], expected[1], "dx of a row of twos, without eps", rtol=1e-5, atol=1e-3)
     assert_matches(dx[3], expected[3], "dx of a row of zeros, without eps", rtol=1e-5, atol=1e-3)
+
+
+def test_rows_of_1000_equal_features(impl):
+    # Sums of so many such numbers are exact in any order, and those of their squares are not. A
+    # mean that is one unit off is 3e-5 away from 300, beside a root of eps of 3e-3.
+    for dtype in DTYPES:
+        x, weight, bias, grad_out = rows(3, 1000, dtype=dtype)
+        x[:] = torch.tensor([[0.5], [100.125], [-300.25]])
+        actual = run(impl.layernorm, x, weight, bias)
+        behaviour = f"the output for rows of 1,000 equal features in {dtype} is bias"
+        assert_matches(actual, bias.expand(3, 1000), behaviour, rtol=0, atol=5e-2)
+        actual = run(impl.layernorm_backward, grad_out, x, weight)
+        expected = [g.to(dtype) for g in exact_gradients(grad_out, x, weight)]
+        behaviour = f"rows of 1,000 equal features in {dtype}"
+        # A gradient of up to about ten is divided by 3e-3.
+        assert_matches(actual[0], expected[0], f"dx of {behaviour}", rtol=2e-3, atol=1.0)
+        assert_matches(actual[1], expected[1], f"dweight of {behaviour}", rtol=0, atol=1e-1)
+
+
+def test_eps_of_any_size(impl):
+    x, weight, bias, grad_out = rows(4, 3)
+    x[1] = 0.5
+    for eps in (1, 1e-30, 1e4):
+        actual = run(impl.layernorm, x, weight, bias, eps)
+        assert_matches(actual, output(x, weight, bias, eps), f"layernorm with eps={eps}", atol=5e-5)
+        dx, _, _ = run(impl.layernorm_backward, grad_out, x, weight, eps)
+        expected = exact_gradients(grad_out, x, weight, eps)[0].float()
+        others = [0, 2, 3]
+        tolerance = TOLERANCES[x.dtype]
+        assert_matches(dx[others], expected[others], f"dx with eps={eps}", **tolerance)
+        what = f"dx of a row of equal features with eps={eps}"
+        assert_matches(dx[1], expected[1], what, rtol=1e-5, atol=1e-5 / eps**0.5)
+
+
+def test_small_eps_counts_beside_a_small_variance(impl):
+    x, weight, bias, _ = rows(4, 3)
+    x, eps = x * 1e-10, 1e-20
+    actual = run(impl.layernorm, x, weight, bias, eps)
+    expected = output(x, weight, bias, eps)
+    assert_matches(actual, expected, f"layernorm of features near 1e-10 with eps={eps}", atol=5e-5)
+    # In float16 it would be zero.
+    x, weight, bias, _ = rows(4, 3, dtype=torch.float16)
+    x[:] = 0.5
+    actual = run(impl.layernorm, x, weight, bias, eps)
+    what = f"the output for rows of equal float16 features with eps={eps} is bias"
+    assert_matches(actual, bias.expand(4, 3), what)
 
 
 def test_rows_far_from_zero(impl):
@@ -313,6 +369,71 @@ def test_backward_takes_any_layout_of_the_upstream_gradient(impl):
         actual = run(impl.layernorm_backward, strided, x, weight, EPS)
         behaviour = f"an upstream gradient of shape (4, 7) that is {layout}"
         assert_gradients(actual, strided, x, weight, EPS, behaviour)
+
+
+# What must hold of every function.
+
+
+def forward_case(dtype=torch.float32):
+    return rows(5, 3, dtype=dtype)[:3]
+
+
+def backward_case(dtype=torch.float32):
+    x, weight, _, grad_out = rows(5, 3, dtype=dtype)
+    return grad_out, x, weight
+
+
+def rounded_gradients(grad_out, x, weight, eps=1e-5):
+    return tuple(g.to(x.dtype) for g in exact_gradients(grad_out, x, weight, eps))
+
+
+def test_nothing_stays_from_an_earlier_call(impl):
+    tolerance = TOLERANCES[torch.float32]
+    call, expected = partial(impl.layernorm, eps=EPS), partial(output, eps=EPS)
+    assert_repeatable(call, forward_case, expected, "layernorm", **tolerance)
+
+    # One part after another: dweight and dbias may be halves of one tensor.
+    for part, name in enumerate(NAMES):
+        assert_repeatable(
+            lambda *inputs, part=part: impl.layernorm_backward(*inputs, EPS)[part],
+            backward_case,
+            lambda *inputs, part=part: rounded_gradients(*inputs, EPS)[part],
+            f"{name} of layernorm_backward",
+            **tolerance,
+        )
+
+
+def test_under_any_mode(impl):
+    for dtype in DTYPES:
+        inputs, tolerance = forward_case(dtype), TOLERANCES[dtype]
+        call, expected = partial(impl.layernorm, eps=EPS), output(*inputs, EPS)
+        assert_any_mode(call, inputs, expected, f"layernorm in {dtype}", **tolerance)
+        inputs = backward_case(dtype)
+        call, expected = partial(impl.layernorm_backward, eps=EPS), rounded_gradients(*inputs, EPS)
+        assert_any_mode(call, inputs, expected, f"layernorm_backward in {dtype}", **tolerance)
+
+
+def test_each_argument_in_any_layout(impl):
+    # `run` brings tensors of any layout to the device.
+    tolerance = TOLERANCES[torch.float32]
+    inputs = [tensor.cpu() for tensor in forward_case()]
+    call, expected = partial(run, impl.layernorm, eps=EPS), output(*inputs, EPS)
+    assert_any_layout(call, inputs, expected, "layernorm", **tolerance)
+    inputs = [tensor.cpu() for tensor in backward_case()]
+    call, expected = partial(run, impl.layernorm_backward, eps=EPS), rounded_gradients(*inputs, EPS)
+    assert_any_layout(call, inputs, expected, "layernorm_backward", **tolerance)
+    expanded = inputs[2][:1].expand(3)
+    actual = run(impl.layernorm_backward, *inputs[:2], expanded, EPS)
+    assert_gradients(actual, *inputs[:2], expanded, EPS, "a weight expanded from one element")
+
+
+def test_one_tensor_for_several_arguments(impl):
+    x, weight, _, _ = rows(3, 4)
+    placed = run(impl.layernorm, x, weight, weight, EPS)
+    behaviour = "layernorm with one tensor for weight and bias"
+    assert_matches(placed, output(x, weight, weight, EPS), behaviour, **TOLERANCES[x.dtype])
+    actual = impl.layernorm_backward(x, x, weight, EPS)
+    assert_gradients(actual, x, x, weight, EPS, "one tensor for grad_out and x")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

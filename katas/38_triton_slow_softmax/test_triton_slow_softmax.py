@@ -1,17 +1,10 @@
-import contextlib
 import functools
-import json
-import os
-import subprocess
-import sys
-from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from dojo.kernels import DEVICE, run, speed
+from dojo.kernels import DEVICE, interpreted, memory_traffic, run, speed
 from dojo.testing import assert_matches, forbid, layouts
 
 # What the brief allows. A float16 has 11 bits, so two units in its last place are up to 2 to the
@@ -22,7 +15,6 @@ TOLERANCES = {
 }
 DTYPES = list(TOLERANCES)
 INF = float("inf")
-SECTOR = 32  # bytes
 
 
 def scores(*shape, dtype=torch.float32):
@@ -178,97 +170,34 @@ def described(x):
 @functools.cache
 def count(impl, name):
     """Run `softmax` of an entry of `X` under the interpreter; return what it does to memory."""
-    import triton.language as tl
-    from triton.runtime.interpreter import interpreter_builder as builder
-
     x = X[name]()
-    load, store, cast = builder.create_masked_load, builder.create_masked_store, builder.cast_impl
-    begin = builder.set_grid_idx
-    elements = {"load": 0, "store": 0}
-    asked = touched = lanes = widest = programs = 0
-    float64 = False
-
-    def access(kind, pointers, mask):
-        nonlocal asked, touched, lanes, widest
-        mask = np.broadcast_to(np.asarray(mask.data), pointers.data.shape)
-        addresses = pointers.data[mask].astype(np.int64)
-        size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
-        elements[kind] += addresses.size
-        asked += addresses.size * size
-        touched += np.unique(addresses // SECTOR).size * SECTOR
-        lanes += mask.size
-        widest = max(widest, mask.size)
-
-    def counted_load(pointers, mask, *rest):
-        access("load", pointers, mask)
-        return load(pointers, mask, *rest)
-
-    def counted_store(pointers, value, mask, *rest):
-        access("store", pointers, mask)
-        return store(pointers, value, mask, *rest)
-
-    def counted_cast(source, dtype):
-        nonlocal float64
-        float64 = float64 or dtype.scalar == tl.float64
-        return cast(source, dtype)
-
-    def counted_begin(*index):
-        nonlocal programs
-        programs += 1
-        return begin(*index)
-
-    patches = {
-        "create_masked_load": counted_load,
-        "create_masked_store": counted_store,
-        "cast_impl": counted_cast,
-        "set_grid_idx": counted_begin,
-    }
-    with contextlib.ExitStack() as stack:
-        for attribute, counted in patches.items():
-            stack.enter_context(mock.patch.object(builder, attribute, counted))
-        stack.enter_context(np.errstate(all="ignore"))
-        torch_itself = stack.enter_context(Torch(x))
+    with memory_traffic() as traffic, Torch(x) as torch_itself:
         impl.softmax(x)
     return {
         "shape": tuple(x.shape),
-        "loads": elements["load"] / x.numel(),
-        "stores": elements["store"] / x.numel(),
-        "sectors": touched / asked,
-        "lanes": lanes / sum(elements.values()),
-        "widest": widest,
-        "programs": programs,
-        "float64": float64,
+        "loads": traffic.loaded / x.numel(),
+        "stores": traffic.stored / x.numel(),
+        "sectors": traffic.touched / traffic.asked,
+        "lanes": traffic.lanes / (traffic.loaded + traffic.stored),
+        "widest": traffic.widest,
+        "programs": traffic.programs,
+        "float64": traffic.float64,
         "torch": torch_itself.done,
     }
 
 
-COUNT_ALL = """
-import json, sys
-from pathlib import Path
-from dojo.testrun.loading import load_module
-
-tests, impl = (load_module(Path(p), Path(p).stem, Path(p).read_bytes()) for p in sys.argv[1:])
-print(json.dumps({name: tests.count(impl, name) for name in tests.X}))
-"""
+def count_all(impl):
+    return {name: count(impl, name) for name in X}
 
 
 @functools.cache
-def counts_elsewhere(path):
-    """Return every count, from a process that sees no GPU and so interprets kernels."""
-    done = subprocess.run(
-        [sys.executable, "-c", COUNT_ALL, __file__, path],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"softmax under the interpreter:\n{done.stderr[-2000:]}"
-    return json.loads(done.stdout.splitlines()[-1])
+def all_counts(impl):
+    return interpreted(count_all, impl)
 
 
 def counts(impl, name):
-    """Return the counts of one entry of `X`, as an object."""
-    return count(impl, name) if DEVICE == "cpu" else counts_elsewhere(impl.__file__)[name]
+    """Return the counts of one entry of `X`; where there is a GPU, one process counts all."""
+    return count(impl, name) if DEVICE == "cpu" else all_counts(impl)[name]
 
 
 def check_torch(impl, name):

@@ -1,12 +1,16 @@
-"""What the kernel katas' tests share: where kernels run, guarded memory, speed on a GPU.
+"""What the kernel katas' tests share: where kernels run, guarded memory, counts, speed on a GPU.
 
 A test file imports this before anything imports triton: without a GPU, kernels are then
 interpreted on the CPU. https://triton-lang.org/main/programming-guide/chapter-3/debugging.html
 """
 
 import contextlib
+import inspect
+import json
 import os
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -242,3 +246,168 @@ def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def speed(ours: Callable[[], object], *theirs: Callable[[], object]) -> float:
     """Return how fast `ours` is beside the fastest of `theirs` on a GPU: 2 is twice as fast."""
     return min(map(milliseconds, theirs)) / milliseconds(ours)
+
+
+SECTOR = 32  # bytes: the least that a GPU moves
+
+
+@dataclass
+class Traffic:
+    """What kernels do, and what torch allocates for them, as `memory_traffic` counts it.
+
+    - `programs`: how many ran, of all launches.
+    - `loaded`, `stored`: the elements that masks let through. An atomic is both.
+    - `asked`: the bytes of these; `touched`: those of the sectors of 32 bytes in which they lie,
+      each sector once a load or store. Where access is coalesced the two are about the same.
+    - `lanes`: the elements of all tiles that are loaded or stored, masked or not, so this tells
+      how far loops go; `widest`: those of the largest tile.
+    - `allocated`: the elements of the largest tensor that torch makes.
+    - `float64`: whether anything is cast to it; `tf32`: whether a dot product of float32 is
+      allowed to round its inputs, as `tl.dot` is unless `input_precision="ieee"`.
+    """
+
+    programs: int = 0
+    loaded: int = 0
+    stored: int = 0
+    asked: int = 0
+    touched: int = 0
+    lanes: int = 0
+    widest: int = 0
+    allocated: int = 0
+    float64: bool = False
+    tf32: bool = False
+
+    def _access(self, pointers: Any, mask: Any = None) -> int:
+        """Count one access, and return its elements."""
+        chosen = np.broadcast_to(True if mask is None else mask.data, pointers.data.shape)
+        addresses = pointers.data[chosen].astype(np.int64)
+        size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        self.asked += addresses.size * size
+        # An aligned element lies in one sector.
+        self.touched += np.unique(addresses // SECTOR).size * SECTOR
+        self.lanes += chosen.size
+        self.widest = max(self.widest, chosen.size)
+        return int(addresses.size)
+
+
+class _Allocations(TorchFunctionMode):
+    """Notes the size of the largest tensor in memory of its own, whichever function made it."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        super().__init__()
+        self.traffic = traffic
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {_address(value) for value in _flat([*args, *(kwargs or {}).values()])}
+        for part in _flat([result]):
+            if isinstance(part, Tensor) and _address(part) not in given:
+                elements = part.untyped_storage().nbytes() // part.itemsize
+                self.traffic.allocated = max(self.traffic.allocated, elements)
+        return result
+
+
+def _flat(values: Sequence[Any]) -> list[Any]:
+    """Return values, and what those that are tuples or lists hold."""
+    nested = [value if isinstance(value, tuple | list) else (value,) for value in values]
+    return [part for value in nested for part in value]
+
+
+def _address(value: Any) -> int | None:
+    if isinstance(value, Tensor):
+        value = value.untyped_storage()
+    return value.data_ptr() if isinstance(value, torch.UntypedStorage) else None
+
+
+@contextlib.contextmanager
+def memory_traffic() -> Iterator[Traffic]:
+    """Count what the kernels of the block do to memory, under the interpreter.
+
+    Where there is a GPU, have it called by `interpreted`.
+
+        with memory_traffic() as traffic:
+            impl.softmax(x)
+        assert traffic.loaded == x.numel()
+    """
+    if DEVICE == "cuda":
+        raise RuntimeError("kernels are compiled here, and only interpreted ones can be counted")
+    from triton.runtime.interpreter import _ir
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    traffic = Traffic()
+    begin, cast, dot = builder.set_grid_idx, builder.cast_impl, builder.create_dot
+    load, store = builder.create_masked_load, builder.create_masked_store
+    rmw, cas = builder.create_atomic_rmw, builder.create_atomic_cas
+    language = triton.language
+
+    def counted_begin(*index: int) -> Any:
+        traffic.programs += 1
+        return begin(*index)
+
+    def counted_load(ptrs: Any, mask: Any, *rest: Any) -> Any:
+        traffic.loaded += traffic._access(ptrs, mask)
+        return load(ptrs, mask, *rest)
+
+    def counted_store(ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        traffic.stored += traffic._access(ptrs, mask)
+        return store(ptrs, value, mask, *rest)
+
+    def counted_rmw(operation: Any, ptr: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        traffic.loaded += traffic._access(ptr, mask)
+        traffic.stored += traffic._access(ptr, mask)
+        return rmw(operation, ptr, value, mask, *rest)
+
+    def counted_cas(ptr: Any, *rest: Any) -> Any:
+        traffic.loaded += traffic._access(ptr)
+        traffic.stored += traffic._access(ptr)
+        return cas(ptr, *rest)
+
+    def counted_cast(source: Any, dtype: Any) -> Any:
+        traffic.float64 |= dtype.scalar == language.float64
+        return cast(source, dtype)
+
+    def counted_dot(a: Any, b: Any, acc: Any, precision: Any, *rest: Any) -> Any:
+        exact = precision == _ir.INPUT_PRECISION.IEEE
+        traffic.tf32 |= a.dtype.scalar == language.float32 and not exact
+        return dot(a, b, acc, precision, *rest)
+
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        patch.setattr(builder, "set_grid_idx", counted_begin)
+        patch.setattr(builder, "create_masked_load", counted_load)
+        patch.setattr(builder, "create_masked_store", counted_store)
+        patch.setattr(builder, "create_atomic_rmw", counted_rmw)
+        patch.setattr(builder, "create_atomic_cas", counted_cas)
+        patch.setattr(builder, "cast_impl", counted_cast)
+        patch.setattr(builder, "create_dot", counted_dot)
+        with _Allocations(traffic):
+            yield traffic
+
+
+_INTERPRETED = """
+import json, sys
+from pathlib import Path
+from dojo.testrun.loading import load_module
+
+tests, impl = (load_module(Path(p), Path(p).stem, Path(p).read_bytes()) for p in sys.argv[1:3])
+print(json.dumps(getattr(tests, sys.argv[3])(impl)))
+"""
+
+
+def interpreted(function: Callable[[ModuleType], Any], impl: ModuleType) -> Any:
+    """Return `function(impl)`, which JSON can hold, from where kernels are interpreted.
+
+    That is here where no GPU is, and else a process that sees none, which loads `impl` and the
+    test file that `function` stands in anew.
+    """
+    if DEVICE == "cpu":
+        return function(impl)
+    path = inspect.getsourcefile(function)
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERPRETED, str(path), str(impl.__file__), function.__name__],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"under the interpreter:\n{done.stderr[-2000:]}"
+    return json.loads(done.stdout.splitlines()[-1])

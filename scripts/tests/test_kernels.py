@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dojo.kernels import DEVICE, guarded, run
+from dojo.kernels import DEVICE, Traffic, guarded, interpreted, memory_traffic, run
 from dojo.testrun.loading import load_module
 from dojo.testrun.results import Verdict
 
@@ -107,6 +107,154 @@ def test_expanded_and_empty_tensors_are_placed():
         assert rows.stride() == (0, 1)
         assert rows.tolist() == [[0, 1, 2]] * 4
         assert memory.place(torch.empty(0, 5)).shape == (0, 5)
+
+
+COPY = '''
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _kernel(x_ptr, out_ptr, n, step, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets * step, mask=offsets < n)
+    tl.store(out_ptr + offsets, x, mask=offsets < n)
+
+
+def copy(x):
+    """Return a copy of `x`, which has one axis, in memory of its own."""
+    out = torch.empty(len(x), dtype=x.dtype, device=x.device)
+    _kernel[(triton.cdiv(len(x), 64),)](x, out, len(x), x.stride(0), BLOCK=64)
+    return out
+
+
+@triton.jit
+def _one(x_ptr, ATOMIC: tl.constexpr, DOT: tl.constexpr, DTYPE: tl.constexpr):
+    cells = tl.arange(0, 16)
+    place = x_ptr + cells[:, None] * 16 + cells[None, :]
+    x = tl.load(place)
+    if ATOMIC == "add":
+        tl.atomic_add(x_ptr + cells, 1.0, mask=cells < 3)
+    if ATOMIC == "cas":
+        tl.atomic_cas(x_ptr, 0.0, 1.0)
+    if DOT:
+        x = tl.dot(x, x, input_precision=DOT)
+    tl.store(place, x.to(DTYPE).to(tl.float32))
+
+
+def one(x, atomic="", dot="", dtype=tl.float32):
+    """Read the square `x` of 16 and write it, doing this and that in between."""
+    _one[(1,)](x, atomic, dot, dtype)
+'''
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("kernels") / "counted.py"
+    path.write_text(COPY)
+    return load_module(path, "counted", COPY.encode())
+
+
+interpreter = pytest.mark.skipif(DEVICE == "cuda", reason="only interpreted kernels are counted")
+
+
+@interpreter
+def test_traffic_of_contiguous_and_of_strided_memory(counted):
+    x = torch.zeros(300)[:100]
+    with memory_traffic() as traffic:
+        counted.copy(x)
+    # Torch's memory begins at a multiple of 64, so that 36 floats at the end lie in 5 sectors.
+    assert traffic == Traffic(
+        programs=2,
+        loaded=100,
+        stored=100,
+        asked=800,
+        touched=2 * (8 + 5) * 32,
+        lanes=4 * 64,
+        widest=64,
+        allocated=100,
+    )
+    with memory_traffic() as strided:
+        counted.copy(torch.zeros(100, 8)[:, 3])
+    assert strided.loaded == 100
+    assert strided.touched == 100 * 32 + (8 + 5) * 32
+
+
+@interpreter
+def test_traffic_counts_half_precision_by_its_bytes(counted):
+    with memory_traffic() as traffic:
+        counted.copy(torch.zeros(64, dtype=torch.float16))
+    assert (traffic.loaded, traffic.asked, traffic.touched) == (64, 256, 256)
+
+
+@interpreter
+@pytest.mark.parametrize(("atomic", "more"), [("", 0), ("add", 3), ("cas", 1)])
+def test_traffic_of_an_atomic_is_a_load_and_a_store(counted, atomic, more):
+    with memory_traffic() as traffic:
+        counted.one(torch.zeros(16, 16), atomic)
+    assert (traffic.loaded, traffic.stored) == (256 + more, 256 + more)
+
+
+@interpreter
+def test_traffic_tells_of_dtypes(counted):
+    language = counted.tl
+    for dot, dtype, expected in [
+        ("", language.float32, (False, False)),
+        ("", language.float64, (True, False)),
+        ("ieee", language.float16, (False, False)),
+        ("tf32", language.float32, (False, True)),
+        ("tf32x3", language.float32, (False, True)),
+    ]:
+        with memory_traffic() as traffic:
+            counted.one(torch.zeros(16, 16), dot=dot, dtype=dtype)
+        assert (traffic.float64, traffic.tf32) == expected, (dot, dtype)
+
+
+@interpreter
+@pytest.mark.parametrize(
+    ("make", "elements"),
+    [
+        (lambda x: x.reshape(5, 2, 2)[1:].expand(3, 4, 2, 2), 0),
+        (lambda x: x.contiguous(), 0),
+        (lambda x: torch.empty(3, 7), 21),
+        (lambda x: x.new_empty(30)[:2], 30),
+        (lambda x: torch.cat([x, x]), 40),
+        (lambda x: torch.broadcast_tensors(x, x[:1]), 0),
+        (lambda x: x[:1].expand(50, 4).contiguous(), 200),
+        (lambda x: torch.max(x.expand(6, 5, 4), 0), 20),
+    ],
+)
+def test_traffic_tells_of_the_largest_tensor_that_is_made(make, elements):
+    x = torch.zeros(5, 4)
+    with memory_traffic() as traffic:
+        make(x)
+    assert traffic.allocated == elements
+
+
+@interpreter
+def test_nothing_is_counted_after_the_block(counted):
+    with memory_traffic() as outer:
+        counted.copy(torch.zeros(10))
+        with memory_traffic() as inner:
+            counted.copy(torch.zeros(20))
+    counted.copy(torch.zeros(40))
+    assert (outer.loaded, inner.loaded) == (30, 20)
+
+
+def programs_of(impl):
+    with memory_traffic() as traffic:
+        impl.copy(torch.zeros(100))
+    return [traffic.programs, DEVICE]
+
+
+@pytest.mark.own_process
+def test_what_a_gpu_cannot_count_is_counted_by_another_process(counted, monkeypatch):
+    assert interpreted(programs_of, counted) == [2, "cpu"]
+    monkeypatch.setattr("dojo.kernels.DEVICE", "cuda")
+    with pytest.raises(RuntimeError, match="only interpreted ones can be counted"):
+        programs_of(counted)
+    assert interpreted(programs_of, counted) == [2, "cpu"]
 
 
 @pytest.mark.own_process

@@ -128,6 +128,10 @@ def _attention(
     k_ptrs = k_ptr + offs_n * stride_kn + offs_d * stride_kd
     v_ptrs = v_ptr + offs_n * stride_kn + offs_d * stride_vd
     q = tl.load(q_ptr + offs_m * stride_qm + offs_d * stride_qd, mask=in_q, other=0.0)
+    if q.dtype == tl.float32:
+        # Its products may be infinite where scores are not. Those of float16 never are.
+        q *= scale
+        scale = 1.0
 
     # All rows attend to the first seen_by_all keys, some to the first seen, row i to limit[i].
     seen_by_all = S

@@ -4,8 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dojo.kernels import DEVICE, run, speed
-from dojo.testing import assert_matches, forbid, layouts
+from dojo.kernels import DEVICE, interpreted, memory_traffic, run, speed
+from dojo.testing import (
+    assert_any_layout,
+    assert_any_mode,
+    assert_matches,
+    assert_repeatable,
+    forbid,
+    layouts,
+)
 
 # What the brief promises, as parts of the largest |v|. Rounding a weight or a result to the 11 bits
 # of a float16 takes 2 to the -12th of it each, and the expected value is rounded likewise.
@@ -178,8 +185,29 @@ def test_large_scores(impl, level):
     for causal in (False, True):
         # One product each, which any way of scaling rounds alike for all keys.
         q, k, v = inputs(1, 1, 5, 40, 4)
-        q[..., 0], q[..., 1:], k[..., 0] = 200, 0, 1000 * level
-        check(impl, q, k, v, f"scores of {100_000 * level:,}, all equal", causal)
+        q[..., 0], q[..., 1:], k[..., 0] = 200, 0, level
+        behaviour = f"scores of {100 * level:,}, all equal"
+        check(impl, q, k, v, behaviour, causal, tolerance=1e-2)
+
+
+def test_scores_whose_products_are_beyond_float32(impl):
+    # q kᵀ is up to 6e38, and a score an eighth of it. The first key is far ahead of all others.
+    for first, others in [(3e19, 0.0), (-1e19, -3e19)]:
+        for causal in (False, True):
+            q, k, v = inputs(1, 1, 20, 40, 64)
+            q.zero_()
+            q[..., 0], k[..., 0] = 2e19, others
+            k[:, :, 0, 0] = first
+            behaviour = f"scores of {others / 4 * 1e19:g}, the first {first / 4 * 1e19:g}"
+            check(impl, q, k, v, behaviour, causal)
+
+
+def test_float16_of_many_keys(impl):
+    # 2,080 keys of weight one and value zero; then 2,000 of weight 0.0067, which are 13 together
+    # and would be lost one by one in a sum of float16.
+    q, k, v = (torch.zeros(1, 1, n, 1, dtype=torch.float16) for n in (2, 4080, 4080))
+    q[:], k[:, :, 2080:], v[:, :, 2080:] = 1, -5, 1
+    check(impl, *(x.to(DEVICE) for x in (q, k, v)), "many keys, later ones of little weight")
 
 
 def test_float16_scores_of_large_products(impl):
@@ -288,6 +316,60 @@ def test_any_memory_layout(impl):
     q = normal(2, 1, 1, 4).expand(2, 2, 7, 4)
     v = normal(1, 2, 1, 4).expand(2, 2, 9, 4)
     check(impl, q, k, v, "one query and one value, expanded")
+
+
+def test_calls_in_any_order_mode_and_layout(impl):
+    def attention(q, k, v, causal):
+        return impl.attention(q.to(DEVICE), k.to(DEVICE), v.to(DEVICE), causal)
+
+    def oracle(*args):
+        return formula(*args).to(args[0].dtype)
+
+    def arguments():
+        return [x.cpu() for x in inputs(1, 2, 3, 40, 5)] + [True]
+
+    what = "causal attention"
+    assert_repeatable(attention, arguments, oracle, what, rtol=0, atol=5e-5)
+    args = arguments()
+    assert_any_mode(attention, args, oracle(*args), what, rtol=0, atol=5e-5)
+    assert_any_layout(attention, args, oracle(*args), what, rtol=0, atol=5e-5)
+    for x in args[:3]:
+        attention(*args)
+        x.neg_()
+        behaviour = f"{what}, after a change of a tensor in place"
+        assert_matches(attention(*args), oracle(*args), behaviour, rtol=0, atol=5e-5)
+
+
+# What a call costs, as Triton's interpreter counts it.
+
+COUNTED = [(256, 256), (250, 60)]  # queries and keys; the first 190 of 250 queries see none
+
+
+def count_all(impl):
+    """Return, of each case and of all keys and causal: lanes, the largest tensor, and TF32."""
+    found = []
+    for queries, keys in COUNTED:
+        for causal in (False, True):
+            q, k, v = (torch.randn(1, 1, n, 4) for n in (queries, keys, keys))
+            with memory_traffic() as traffic:
+                impl.attention(q, k, v, causal)
+            found.append((traffic.lanes, traffic.allocated, traffic.tf32))
+    return found
+
+
+def test_costs(impl):
+    found = interpreted(count_all, impl)
+    for (queries, keys), whole, causal in zip(COUNTED, found[::2], found[1::2], strict=True):
+        what = f"of {queries} queries on {keys} keys"
+        assert causal[0] <= 0.9 * whole[0], (
+            f"a causal call {what} should leave out keys that no query of a tile sees; its loads "
+            f"and stores have {causal[0] / whole[0]:.2f} times the elements of one that sees all"
+        )
+        for _, largest, tf32 in (whole, causal):
+            assert largest < queries * keys, (
+                f"attention {what} makes a tensor of {largest:,} elements, as many as scores"
+            )
+            assert not tf32, f"attention {what} multiplies float32 in TF32"
 
 
 # On a GPU. What is not there is NaN.

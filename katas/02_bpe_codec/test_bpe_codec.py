@@ -274,7 +274,25 @@ def test_many_special_tokens(impl):
     assert_ids(actual, [*expected, *b"<|1000|"], "a thousand special tokens, each once", BYTES)
 
 
-@pytest.mark.parametrize("special", [" ", "\n", " a", "a ", "\r\n", "\ufeff", "é", "#", "\\d", "^"])
+@pytest.mark.parametrize(
+    "special",
+    [
+        " ",
+        "\n",
+        " a",
+        "a ",
+        "\r\n",
+        "\ufeff",
+        "é",
+        "u\u0308",
+        "\u212a",
+        "\0",
+        "😀",
+        "#",
+        "\\d",
+        "^",
+    ],
+)
 def test_any_text_may_be_special(impl, special):
     text = f"b{special}{special}c\ne\u0301\rB"
     expected = [98, 900, 900, *b"c\ne\xcc\x81\rB"]
@@ -463,11 +481,16 @@ def test_merges_and_special_tokens_that_grow_and_shrink(impl):
 
 def test_ids_above_two_bytes(impl):
     ab, cd = 256 + 97 * 256 + 98, 256 + 99 * 256 + 100
-    merges = [*product(range(256), repeat=2), (ab, cd)]
+    # Two ids in one number are mixed up where the right one is too large for its bits: then
+    # ab and 2**bits + 300 look like ac and 300.
+    mixed = [(ab, 2**bits + 300) for bits in range(9, 16)] + [(ab, 65_792)]
+    merges = [*product(range(256), repeat=2), (ab, cd), *mixed]
     vocab = vocab_of(merges)
-    actual = impl.encode("abcdab", vocab, merges)
-    assert_ids(actual, [65_792, ab], "'abcdab' by 65,537 merges", vocab)
-    assert_text(impl.decode([ab, 65_792], vocab), "ababcd", "decode by 65,537 merges")
+    ac, text = ab + 1, "abcdabac\0,ac\0\0\0,"
+    actual = impl.encode(text, vocab, merges)
+    expected = [65_792, ab, ac, 300, ac, 256, 300]
+    assert_ids(actual, expected, f"{text!r} by 65,545 merges", vocab)
+    assert_text(impl.decode(expected, vocab), text, "decode by 65,545 merges")
 
 
 def test_a_chain_of_merges(impl):
@@ -478,6 +501,37 @@ def test_a_chain_of_merges(impl):
     actual = impl.encode(text + text[:-1], vocab, merges)
     assert_ids(actual, [382, 381], "a text of two tokens, that 127 merges make", vocab)
     assert_text(impl.decode([382, 381], vocab), text + text[:-1], "decode of two long tokens")
+
+
+def test_long_text(impl):
+    vocab, merges = vocabulary(("a", "b"), ("ab", "c"))
+    # Nothing is merged but at powers of two and at the end, so that any way of merging is quick.
+    length = 66_001
+    places = [2**power + shift for power in (8, 10, 12, 14, 15, 16) for shift in (-1, 8)]
+    letters = ["x"] * length
+    expected, done = [], 0
+    for place in [*places, length - 3]:
+        letters[place : place + 3] = "abc"
+        expected += [120] * (place - done) + [257]
+        done = place + 3
+    actual = impl.encode("".join(letters), vocab, merges)
+    assert_ids(actual, expected, f"a text of {length:,} characters", vocab)
+
+
+def test_long_lists_of_ids(impl):
+    # A character of three bytes lies across a power of two, in ids or in bytes.
+    for power in (8, 10, 12, 13):
+        for shift in (1, 2):
+            length = 2**power - shift
+            actual = impl.decode([97] * length + [0xE2, 0x82, 0xAC], BYTES)
+            assert_text(actual, "a" * length + "€", f"decode of {length:,} a and the bytes of €")
+    vocab, _ = vocabulary(*[("a" * 2**power, "a" * 2**power) for power in range(12)])
+    for power in (14, 15, 16):
+        for shift in (1, 2):
+            length = 2**power - shift
+            ids = [267] * (length // 4096) + [97] * (length % 4096) + [0xE2, 0x82, 0xAC]
+            actual = impl.decode(ids, vocab)
+            assert_text(actual, "a" * length + "€", f"decode of {length:,} a and the bytes of €")
 
 
 # Golden output, and whatever text

@@ -345,3 +345,11 @@ def test_ends_of_a_floating_point_range(impl, dtype):
     check(impl, x, info.min, f"the smallest {dtype}", [0, 1])
     check(impl, x, info.tiny, f"the smallest normal {dtype}", [1, 0])
     check(impl, x, torch.inf, f"infinity next to the largest {dtype}", [1, 0])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_an_int_among_fractions(impl, dtype):
+    # No fraction equals an int, whichever way it would be rounded.
+    x = torch.tensor([[2.0, 2.5, 1.5, -0.5, 2.25], [3.0, 0.5, 0.0, 2.0, 2.0]], dtype=dtype)
+    for k, expected in [(2, [1, 2]), (0, [0, 1]), (-0.5, [1, 0]), (1, [0, 0])]:
+        check(impl, x, k, f"{k} among fractions in {dtype}", expected)

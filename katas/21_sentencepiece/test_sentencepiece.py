@@ -146,18 +146,18 @@ def test_names_of_pieces_are_plain_text(impl, encoder):
 def test_byte_pieces_are_not_found_in_text(impl, encoder):
     # Each step on the way to the name of the byte piece is there, at scores that ask for it.
     halves = {"<0": -2.0, "<0x": -1.5, "41": -1.4, "<0x41": -1.0, "4": -9.0, "1": -9.5, ">": -9.7}
-    pieces = LETTERS | halves | {"<0x41>": 0.0}
+    pieces = LETTERS | halves | {"<0x41>": 0.0, "abcabcabc": -1.0}
     assert_cut(impl, encoder, "<0x41>", pieces, "▁|<0x41|>")
     assert_cut(impl, encoder, "aA", pieces, "▁|a|<0x41>")
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize("piece", ["<0x4>", "<0x411>", "<0xe9>", "a<0x41>", "<0x41>b"])
+@pytest.mark.parametrize("piece", ["<0x4>", "<0x411>", "<0xe9>", "a<0x41>", "<0x41>b", "<0x41>\n"])
 def test_what_is_almost_a_byte_piece_is_found_in_text(impl, encoder, piece):
     signs = dict.fromkeys("<0x419e>", -9.0)
     # BPE gets to the piece by its beginnings, or by the last of them that is text and >b.
     beginnings = {piece[:end]: -1.0 - end / 10 for end in range(2, len(piece))}
-    pieces = LETTERS | signs | beginnings | {">b": -8.0, piece: -0.5}
+    pieces = LETTERS | signs | beginnings | {"\n": -9.0, ">b": -8.0, ">\n": -8.0, piece: -0.5}
     assert_cut(impl, encoder, f"b{piece}c", pieces, f"▁|b|{piece}|c")
 
 
@@ -237,9 +237,9 @@ def unigram_best(text, pieces):
 
     The text has its leading space and its U+2581.
     """
-    rest = [0.0]
+    rest, longest = [0.0], max(map(len, pieces))
     for start in reversed(range(len(text))):
-        ends = range(start + 1, len(text) + 1)
+        ends = range(start + 1, min(start + longest, len(text)) + 1)
         cuts = [pieces[text[start:end]] + rest[-1 - (end - start - 1)] for end in ends
                 if text[start:end] in pieces]  # fmt: skip
         rest.append(max(cuts))
@@ -368,7 +368,9 @@ def test_each_byte_without_a_character_is_marked(impl, pieces, expected):
 
 
 def test_what_is_almost_a_byte_piece_is_text(impl):
-    for piece in ("<0x4>", "<0x411>", "<0xe9>", "a<0x41>", "<0x41>b", "0x41", "<unk>b"):
+    for piece in ("<0x4>", "<0x411>", "<0xe9>", "a<0x41>", "<0x41>b", "0x41", "<0x41>\n"):
+        assert_text(impl.decode(["▁", piece]), piece, f"decode of the piece {piece!r}")
+    for piece in ("<unk>b", "<unk>\n", "<UNK>", "<s>", "</s>", "<pad>"):
         assert_text(impl.decode(["▁", piece]), piece, f"decode of the piece {piece}")
 
 
@@ -489,6 +491,9 @@ def test_bytes_at_the_edge_of_utf8(impl, pieces, expected):
         (-16_777_217.0, -16_777_216.0, "▁|a|bc"),
         (-1e300, -2e300, "▁|ab|c"),
         (-2, -1, "▁|a|bc"),
+        (1.0, 2.0, "▁|a|bc"),
+        (-1.0, 2.0, "▁|a|bc"),
+        (1.0, -0.5, "▁|ab|c"),
     ],
 )
 def test_bpe_scores_of_any_size(impl, ab, bc, expected):
@@ -507,6 +512,34 @@ def test_unigram_scores_above_zero(impl):
     pieces = {"▁": 1.0, "a": 2.0, "b": 3.0, "ab": 4.5}
     assert_cut(impl, "encode_unigram", "ababß", pieces, "▁|a|b|a|b|<unk>")
     assert_cut(impl, "encode_unigram", "ababß", pieces | {"ab": 5.5}, "▁|ab|ab|<unk>")
+    # The unknown ß has 60 - 10.
+    pieces = {"▁": 60.0, "b": 65.0, "bß": 105.0}
+    assert_cut(impl, "encode_unigram", "bß", pieces, "▁|b|<unk>")
+    assert_cut(impl, "encode_unigram", "bß", pieces | {"bß": 116.0}, "▁|bß")
+
+
+@pytest.mark.parametrize(("score", "expected"), [(-26.0, "▁|a|<unk>"), (-24.0, "▁|aß")])
+def test_the_lowest_score_may_be_of_a_piece_that_is_not_in_the_text(impl, score, expected):
+    # a and an unknown: 15 - 40.
+    pieces = {"▁": -2.0, "a": 15.0, "aß": score, "qqq": -30.0}
+    assert_cut(impl, "encode_unigram", "aß", pieces, expected)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_an_unknown_space_symbol(impl, encoder):
+    symbol = ["<0xE2>", "<0x96>", "<0x81>"]
+    pieces = {"a": -1.0, "b": -2.0, "▁b": -2.5}
+    assert_pieces(getattr(impl, encoder)("a b", pieces), ["<unk>", "a", "▁b"], f"{encoder}('a b')")
+    actual = getattr(impl, encoder)("a b", pieces | BYTES)
+    assert_pieces(actual, [*symbol, "a", "▁b"], f"{encoder}('a b'), by bytes")
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_piece_of_hundreds_of_characters(impl, encoder):
+    doubled = {"a" * 2**power: -1.0 - power / 100 for power in range(1, 10)}
+    long = "a" * 512
+    actual = getattr(impl, encoder)(f"b{long}c", LETTERS | doubled)
+    assert_pieces(actual, ["▁", "b", long, "c"], f"{encoder} with a piece of 512 letters")
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

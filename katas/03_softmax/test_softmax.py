@@ -107,13 +107,28 @@ def test_slices_far_apart(impl, name, atol, dim):
     assert_matches(actual, expected, f"{name} of slices at -1000, 0 and 1000", atol=atol)
 
 
-@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
-def test_masked_scores(impl, name):
+def test_masked_scores(impl):
     x = scores(4, 7)
     x[0, 2] = x[1, 0] = x[3, 6] = -torch.inf
     x[2] = -torch.inf
-    actual = getattr(impl, name)(x, dim=1)
-    assert_matches(actual, getattr(torch, name)(x, 1), f"{name} with scores of -inf")
+    alone = torch.tensor([[1.5], [-torch.inf], [0.0]])
+    for name in ("softmax", "log_softmax"):
+        function, expected = getattr(impl, name), getattr(torch, name)
+        assert_matches(function(x, dim=1), expected(x, 1), f"{name} with scores of -inf")
+        what = f"{name} of slices that hold one score, of which one is -inf"
+        assert_matches(function(alone, 1), expected(alone, 1), what)
+
+
+def test_unlikely_entries_keep_their_digits(impl):
+    # The first is about the smallest normal number of float32; a zero in its place is wrong too.
+    for dtype, gaps, rtol in [
+        (torch.float32, [-87.0, -40.0, -9.0], 1e-4),
+        (torch.float64, [-700.0, -300.0, -90.0, -9.0], 1e-10),
+    ]:
+        x = torch.tensor([*gaps, 0.0], dtype=dtype)
+        expected = torch.softmax(x.double(), 0).to(dtype)
+        what = f"softmax of scores {gaps} below the best in {dtype}"
+        assert_matches(impl.softmax(x, 0), expected, what, rtol=rtol, atol=0)
 
 
 def test_log_softmax_matches_torch(impl):
@@ -136,7 +151,8 @@ def test_dtype_is_kept(impl, name):
     oracle = torch.log_softmax if name == "log_softmax" else torch.softmax
     for dtype, atol in DTYPES:
         x = scores(5, 3, 8, dtype=dtype)
-        actual = getattr(impl, name)(x, dim=1)
+        with unchanged(x=x):
+            actual = getattr(impl, name)(x, dim=1)
         expected = oracle(x.double(), 1).to(dtype)
         rtol = 2e-2 * (atol > 1e-2)
         assert_matches(actual, expected, f"{name} in {dtype}", rtol=rtol, atol=atol)
@@ -157,8 +173,9 @@ def test_backward_matches_autograd(impl):
 def test_backward_keeps_the_dtype(impl):
     for dtype, atol in DTYPES:
         x = scores(5, 3, 8, dtype=dtype)
-        grad_out = torch.randn(5, 3, 8).to(dtype)
-        actual = impl.softmax_backward(grad_out, torch.softmax(x, 1), 1)
+        grad_out, out = torch.randn(5, 3, 8).to(dtype), torch.softmax(x, 1)
+        with unchanged(grad_out=grad_out, out=out):
+            actual = impl.softmax_backward(grad_out, out, 1)
         exact = x.double().requires_grad_()
         (expected,) = gradients(torch.softmax(exact, 1), [exact], grad_out.double())
         what = f"softmax_backward in {dtype}"
@@ -207,7 +224,10 @@ def oracle(name, *args):
     *tensors, dim = args
     exact = [tensor.double() for tensor in tensors]
     if name == "softmax_backward":
-        result = torch._softmax_backward_data(*exact, dim, torch.float64)
+        grad_out, out = exact
+        # Softmax undoes the logarithm of probabilities.
+        x = out.log().requires_grad_()
+        (result,) = gradients(torch.softmax(x, dim), [x], grad_out)
     else:
         result = (torch.log_softmax if name == "log_softmax" else torch.softmax)(*exact, dim)
     return result.to(tensors[0].dtype)
@@ -221,9 +241,19 @@ def test_repeatable(impl, name):
     )
     tensors = arguments(name, 1, 5, 3, 8)[:-1]
     for dim in (1, 2, 0, -2):
+        if name == "softmax_backward":
+            tensors = tensors[0], torch.softmax(scores(5, 3, 8), dim)
         expected = oracle(name, *tensors, dim)
         what = f"{name} of one tensor along axis {dim}, after others"
         assert_matches(function(*tensors, dim), expected, what)
+    if name == "softmax_backward":
+        return
+    # What is kept of the old scores, such as their maximum, is far from the new ones.
+    (x,) = tensors
+    for change in (1000, -2000):
+        x += change
+        what = f"{name} of a tensor after {change} has been added to it in place"
+        assert_matches(function(x, 1), oracle(name, x, 1), what, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -250,6 +280,11 @@ def test_other_axes_may_be_empty(impl, name):
 def test_large_tensors(impl, name):
     for shape, dim in [((3, 1500), 1), ((5000, 3), 0), ((5000, 3), 1)]:
         inputs = arguments(name, dim, *shape)
+        if name != "softmax_backward":
+            # In one slice the best scores come last, in the other first.
+            slices = inputs[0].movedim(dim, -1)
+            slices[0] += torch.linspace(-30, 30, shape[dim])
+            slices[1] -= torch.linspace(-30, 30, shape[dim])
         actual, expected = getattr(impl, name)(*inputs), oracle(name, *inputs)
         what = f"{name} of a {shape} tensor along axis {dim}"
         assert_matches(actual, expected, what, atol=1e-6, rtol=1e-4)
@@ -267,8 +302,8 @@ def test_float16(impl, name):
 @pytest.mark.parametrize("name", FORWARD)
 def test_float16_of_many_scores(impl, name):
     for n in (5000, 65_520):
-        x = torch.zeros(2, n, dtype=torch.float16)
-        x[1, 7] = 4
+        x = torch.zeros(3, n, dtype=torch.float16)
+        x[1, 7] = x[2, -7] = 4
         actual = getattr(impl, name)(x, 1)
         # One step of the smallest float16 numbers, and the roundings of others.
         what = f"{name} of {n:,} scores in float16"

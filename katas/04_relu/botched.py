@@ -33,10 +33,8 @@ def hardswish(x: Tensor) -> Tensor:
 
     Howard et al., "Searching for MobileNetV3", 2019, https://arxiv.org/abs/1905.02244
     """
-    # The piece each number lies on: 0 up to -3, 1 between, 2 from 3 on.
-    piece = (x > -3).to(x.dtype) + (x >= 3).to(x.dtype)
-    gate = torch.where(piece == 1, (x + 3) / 6, piece / 2)
-    return x * gate
+    parabola = x * ((x + 3) / 6)
+    return torch.where(x <= -3, 0, torch.where(x >= 3, x, parabola))
 
 
 class ReLU(torch.autograd.Function):

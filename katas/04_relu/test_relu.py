@@ -280,6 +280,70 @@ def test_slope_beyond_float16(impl, slope):
     assert_matches(actual, expected, f"leaky_relu in float16 with a slope of {slope:g}")
 
 
+def test_values_at_the_edge_of_the_dtype(impl):
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        info = torch.finfo(dtype)
+        sizes = [info.max, info.max / 2, info.max**0.5, 1e3, info.tiny, info.tiny / 4]
+        x = torch.tensor([sign * size for size in sizes for sign in (1, -1)], dtype=dtype)
+        for name in ALL:
+            wide = x.double()
+            # Torch's hardswish overflows at the largest float64.
+            expected = torch.where(wide >= 3, wide, oracle(name)(wide)).to(dtype)
+            what = f"{name} of {', '.join(f'{number:.3g}' for number in x.tolist())} in {dtype}"
+            # The smallest numbers of a dtype have few digits.
+            actual = activation(impl, name)(x.clone())
+            assert_matches(actual, expected, what, rtol=4 * info.eps, atol=info.tiny / 8)
+
+
+def test_gradients_of_small_numbers_and_beside_nan(impl):
+    tiny = torch.finfo(torch.float32).tiny
+    numbers = torch.tensor([tiny, tiny / 4, -tiny, -tiny / 4, 2.5, -2.0, torch.nan])
+    grad_out = torch.tensor([1.5, -0.5, 2.0, 3.0, -1.0, 0.5, 1.0])
+    for name in ALL:
+        x = numbers.clone().requires_grad_()
+        expected = oracle(name)(x)
+        (wanted,) = gradients(expected, [x], grad_out)
+        actual = activation(impl, name)(x)
+        assert actual.requires_grad, f"autograd can not go back through {name} where x holds NaN"
+        (got,) = gradients(actual, [x], grad_out)
+        what = f"the gradient through {name} of {numbers[:-1].tolist()} beside NaN"
+        assert_matches(got[:-1], wanted[:-1], what)
+    got = impl.relu_backward(grad_out, numbers)[:-1]
+    wanted = torch.tensor([1.5, -0.5, 0.0, 0.0, -1.0, 0.0])
+    assert_matches(got, wanted, f"relu_backward of {numbers[:-1].tolist()} beside NaN")
+
+
+def test_many_numbers(impl):
+    for n in (5001, 70_001):
+        for name in [*ALL, "relu_backward"]:
+            function, expected = results(impl, name)
+            tensors = [numbers(n) for _ in range(2 if name == "relu_backward" else 1)]
+            assert_matches(function(*tensors), expected(*tensors), f"{name} of {n:,} numbers")
+
+
+@pytest.mark.parametrize("slope", [0, 1, 1.0, 0.3, -2])
+def test_leaky_relu_makes_a_tensor_of_its_own(impl, slope):
+    for sign in (1, -1):
+        assert_repeatable(
+            lambda x: impl.leaky_relu(x, slope),
+            lambda sign=sign: [sign * (numbers(4, 7).abs() + 0.1)],
+            lambda x: F.leaky_relu(x, slope),
+            f"leaky_relu of {'positive' if sign > 0 else 'negative'} numbers, slope {slope}",
+        )
+
+
+def test_relu_of_positive_numbers_is_a_tensor_of_its_own(impl):
+    for name in [*RELUS, "hardswish", "relu_backward"]:
+        function, expected = results(impl, name)
+        count = 2 if name == "relu_backward" else 1
+        assert_repeatable(
+            function,
+            lambda count=count: [numbers(4, 7).abs() + 3 for _ in range(count)],
+            expected,
+            f"{name} of positive numbers",
+        )
+
+
 def results(impl, name):
     """The function of this name, and torch's."""
     if name == "relu_backward":

@@ -27,5 +27,4 @@ def mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tenso
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return one layer's output: (..., in) by (out, in) and (out,) gives (..., out)."""
-    product = x @ weight.T
-    return product + bias
+    return x @ weight.T + bias

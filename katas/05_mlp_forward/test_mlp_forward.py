@@ -7,6 +7,7 @@ from torch import nn
 from dojo.testing import (
     assert_any_layout,
     assert_any_mode,
+    assert_gradients_reach,
     assert_matches,
     assert_repeatable,
     forbid,
@@ -36,8 +37,11 @@ SQUARES = [((4, 4), (4,)), ((4, 4, 4), (4,)), ((3, 3, 3, 3), (3, 3)), ((5, 5, 5,
 
 def network(widths, dtype=torch.float32):
     """Parameters of a size that keeps activations near one, biases as large as the products."""
-    weights = [torch.randn(out, in_).to(dtype) / in_**0.5 for in_, out in pairwise(widths)]
-    return weights, [torch.randn(out).to(dtype) for out in widths[1:]]
+    # Numbers with all the digits of float64, rounded to the dtype.
+    shapes = [(out, in_) for in_, out in pairwise(widths)]
+    weights = [torch.randn(shape, dtype=torch.float64) / shape[1] ** 0.5 for shape in shapes]
+    biases = [torch.randn(out, dtype=torch.float64) for out in widths[1:]]
+    return [weight.to(dtype) for weight in weights], [bias.to(dtype) for bias in biases]
 
 
 def oracle(x, weights, biases):
@@ -168,12 +172,18 @@ def test_every_layer_counts(impl, name):
 
 @pytest.mark.parametrize("name", BOTH)
 def test_lists_are_left_alone(impl, name):
-    weights, biases = network((5, 7, 3))
-    kept = [*weights], [*biases]
-    getattr(impl, name)(torch.randn(4, 5), weights, biases)
-    for what, now, before in zip(("weights", "biases"), (weights, biases), kept, strict=True):
-        same = len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
-        assert same, f"{name} changes the list of {what}: it had {len(before)}, it has {len(now)}"
+    straight, shifts = network((5, 7, 3))
+    for rows_first in (True, False):
+        weights = [w if rows_first else w.T.contiguous().T for w in straight]
+        biases = [*shifts]
+        kept = [*weights], [*biases]
+        getattr(impl, name)(torch.randn(4, 5), weights, biases)
+        for what, now, before in zip(("weights", "biases"), (weights, biases), kept, strict=True):
+            assert len(now) == len(before), (
+                f"{name} changes the list of {what}: it had {len(before)}, it has {len(now)}"
+            )
+            same = all(a is b for a, b in zip(now, before, strict=True))
+            assert same, f"{name} puts other tensors into the list of {what}"
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -230,7 +240,7 @@ DTYPES = [
 @pytest.mark.parametrize("name", BOTH)
 def test_dtype_is_kept(impl, name, dtype, rtol, atol):
     weights, biases = network((6, 9, 8, 3), dtype)
-    x = torch.randn(2, 4, 6).to(dtype)
+    x = torch.randn(2, 4, 6, dtype=torch.float64).to(dtype)
     exact = oracle(x.double(), [w.double() for w in weights], [b.double() for b in biases])
     actual = getattr(impl, name)(x, weights, biases)
     assert_matches(actual, exact.to(dtype), f"{name} in {dtype}", rtol=rtol, atol=atol)
@@ -303,8 +313,10 @@ def test_parameters_changed_in_place(impl, name):
 
 @pytest.mark.parametrize("name", BOTH)
 def test_any_layout_of_each_tensor(impl, name):
-    inputs = arguments((5, 7, 6, 3), 2, 4)
-    assert_any_layout(flat(getattr(impl, name)), inputs, flat(oracle)(*inputs), name)
+    # Of a square weight, a wrong axis raises no error.
+    for widths in ((5, 7, 6, 3), (4, 4, 4)):
+        inputs = arguments(widths, 2, 4)
+        assert_any_layout(flat(getattr(impl, name)), inputs, flat(oracle)(*inputs), name)
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -356,9 +368,15 @@ def test_long_sums_in_half_precision(impl, name, dtype):
     weights = [torch.ones(3, 4096), torch.full((1, 3), 0.25)]
     weights = [weight.to(dtype) for weight in weights]
     biases = [torch.zeros(3, dtype=dtype), torch.zeros(1, dtype=dtype)]
-    actual = getattr(impl, name)(x, weights, biases)
-    expected = torch.full((2, 1), 3072.0, dtype=dtype)
-    assert_matches(actual, expected, f"{name} of sums of 4,096 ones in {dtype}", rtol=2e-2)
+    # Three roundings, of half a step each, and room for as many again.
+    rtol = 3 * torch.finfo(dtype).eps
+    # 0.9 is for sums of parts: 16 such are 14.4, and 64 are 57.6, between the steps of the sum.
+    for number in (1.0, 0.9):
+        weights[0].fill_(number)
+        actual = getattr(impl, name)(x, weights, biases)
+        expected = torch.full((2, 1), 3072.0 * float(weights[0][0, 0])).to(dtype)
+        what = f"{name} of sums of 4,096 times {number} in {dtype}"
+        assert_matches(actual, expected, what, rtol=rtol)
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -379,3 +397,39 @@ def test_empty_or_missing_leading_axes(impl, name, lead, widths):
     actual = flat(getattr(impl, name))(*inputs)
     what = f"{name} of widths {widths} for x of shape {tuple(inputs[0].shape)}"
     assert_matches(actual, flat(oracle)(*inputs), what)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_the_range_of_the_dtype(impl, name):
+    # Sums, differences and single numbers, up to a quarter of the largest number.
+    signs = torch.tensor([[1.0, 1.0, -1.0], [0.0, -1.0, 0.5]])
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        for size in (torch.finfo(dtype).max / 4, torch.finfo(dtype).max ** 0.5):
+            x = (size * torch.tensor([[1.0, 0.5, -1.0], [-1.0, 0.25, 0.125]]).double()).to(dtype)
+            weights = [signs.to(dtype), torch.tensor([[1.0, -0.5]]).to(dtype)]
+            biases = [(size * torch.tensor([0.5, -0.25]).double()).to(dtype)]
+            biases.append(torch.tensor([1.0]).to(dtype))
+            # In units of the size, whose largest sum is then three.
+            units = [(t.double() / size) for t in (x, *biases)]
+            exact = oracle(units[0], [w.double() for w in weights], units[1:]) * size
+            actual = getattr(impl, name)(x, weights, biases)
+            what = f"{name} of numbers near {size:.3g} in {dtype}"
+            rtol = 4 * torch.finfo(dtype).eps
+            assert_matches(actual, exact.to(dtype), what, rtol=rtol)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_gradients_for_one_tensor_alone(impl, name):
+    function, expected = flat(getattr(impl, name)), flat(oracle)
+    for widths in ((5, 7, 3), (7, 3)):
+        tensors = arguments(widths, 2)
+        n = len(widths) - 1
+        names = ["x", *(f"weights[{i}]" for i in range(n)), *(f"biases[{i}]" for i in range(n))]
+        for which in names:
+            # Biases of zero, which a solution might leave out, have a gradient too.
+            inputs = {
+                key: tensor.detach().clone() * (key != "biases[0]")
+                for key, tensor in zip(names, tensors, strict=True)
+            }
+            what = f"{name} of widths {widths}"
+            assert_gradients_reach(function, expected, inputs, [which], what)

@@ -177,7 +177,8 @@ def test_loss_of_logits_far_apart(impl):
 @pytest.mark.parametrize(("dtype", "atol", "rtol"), DTYPES)
 def test_loss_keeps_the_dtype(impl, dtype, atol, rtol):
     logits, targets = batch(6, 4, dtype)
-    actual = impl.cross_entropy(logits, targets, label_smoothing=0.15)
+    with unchanged(logits=logits, targets=targets):
+        actual = impl.cross_entropy(logits, targets, label_smoothing=0.15)
     expected = exact_loss(logits, targets, label_smoothing=0.15)
     assert_matches(actual, expected, f"the loss in {dtype}", rtol=rtol, atol=atol)
 
@@ -214,6 +215,19 @@ def test_autograd_scales_the_gradient_by_what_comes_from_above(impl, smoothing):
 
 
 @pytest.mark.parametrize("smoothing", SMOOTHING)
+def test_autograd_goes_back_more_than_once(impl, smoothing):
+    logits, targets, _ = batch_with_ignored()
+    logits.requires_grad_()
+    loss = impl.cross_entropy(logits, targets, label_smoothing=smoothing)
+    assert loss.requires_grad, "autograd can not go back through the loss"
+    expected = exact_gradient(logits, targets, label_smoothing=smoothing)
+    for factor in (3.0, -0.5, 1.0):
+        (grad,) = gradients(loss, [logits], torch.tensor(factor))
+        what = f"the gradient of {factor} times the loss, one of three of the same graph"
+        assert_matches(grad, factor * expected, what)
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING)
 def test_autograd_finds_zero_if_all_rows_are_ignored(impl, smoothing):
     logits = torch.randn(3, 5, requires_grad=True)
     targets = torch.full((3,), -100)
@@ -234,6 +248,12 @@ def test_gradient_matches_autograd(impl, n, c, smoothing):
         actual = impl.cross_entropy_backward(logits, targets, label_smoothing=smoothing)
     expected = exact_gradient(logits, targets, label_smoothing=smoothing)
     assert_matches(actual, expected, f"the gradient of ({n}, {c}) logits, smoothing {smoothing}")
+    leaf = logits.clone().requires_grad_()
+    loss = impl.cross_entropy(leaf, targets, label_smoothing=smoothing)
+    assert loss.requires_grad, "autograd can not go back through the loss"
+    (actual,) = gradients(loss, [leaf], torch.tensor(1.0))
+    what = f"autograd's gradient of ({n}, {c}) logits, smoothing {smoothing}"
+    assert_matches(actual, expected, what)
 
 
 @pytest.mark.parametrize("smoothing", SMOOTHING)
@@ -279,10 +299,17 @@ def test_other_rows_get_the_same_gradient_without_ignored_ones(impl, smoothing):
 @pytest.mark.parametrize("ignore_index", [-100, -1, 0, 2, 1000])
 def test_gradient_with_any_ignore_index(impl, ignore_index):
     logits, targets, _ = batch_with_ignored(ignore_index)
-    with unchanged(logits=logits, targets=targets), forbid(*BANNED, *AUTOGRAD):
-        actual = impl.cross_entropy_backward(logits, targets, ignore_index, 0.15)
-    expected = exact_gradient(logits, targets, ignore_index=ignore_index, label_smoothing=0.15)
-    assert_matches(actual, expected, f"the gradient with ignore_index={ignore_index}")
+    for smoothing in SMOOTHING:
+        options = {"ignore_index": ignore_index, "label_smoothing": smoothing}
+        with unchanged(logits=logits, targets=targets), forbid(*BANNED, *AUTOGRAD):
+            actual = impl.cross_entropy_backward(logits, targets, ignore_index, smoothing)
+        expected = exact_gradient(logits, targets, **options)
+        assert_matches(actual, expected, f"the gradient with {options}")
+        leaf = logits.clone().requires_grad_()
+        loss = impl.cross_entropy(leaf, targets, **options)
+        assert_matches(loss, exact_loss(logits, targets, **options), f"the loss with {options}")
+        (grad,) = gradients(loss, [leaf], torch.tensor(1.0))
+        assert_matches(grad, expected, f"autograd's gradient of the loss with {options}")
 
 
 @pytest.mark.parametrize("smoothing", SMOOTHING[:2])
@@ -314,7 +341,8 @@ def test_gradient_of_logits_far_apart(impl):
 @pytest.mark.parametrize(("dtype", "atol", "rtol"), DTYPES)
 def test_gradient_keeps_the_dtype(impl, dtype, atol, rtol):
     logits, targets = batch(6, 4, dtype)
-    actual = impl.cross_entropy_backward(logits, targets, label_smoothing=0.15)
+    with unchanged(logits=logits, targets=targets):
+        actual = impl.cross_entropy_backward(logits, targets, label_smoothing=0.15)
     expected = exact_gradient(logits, targets, label_smoothing=0.15)
     # A gradient is a probability divided by the six rows.
     assert_matches(actual, expected, f"the gradient in {dtype}", rtol=rtol, atol=atol / 6)
@@ -351,6 +379,31 @@ def test_repeatable(impl, name, options):
         lambda *args: oracle(name, *args),
         name,
     )
+
+
+def test_results_are_new_where_no_row_counts(impl):
+    for name in FUNCTIONS:
+        assert_repeatable(
+            getattr(impl, name),
+            lambda: (torch.randn(6, 4), torch.full((6,), -100)),
+            lambda *args, name=name: (
+                torch.tensor(torch.nan) if name == "cross_entropy" else torch.zeros(6, 4)
+            ),
+            f"{name} where no row counts",
+        )
+
+
+def test_the_two_functions_share_nothing(impl):
+    logits, targets = batch(6, 4)
+    for name in ("cross_entropy", "cross_entropy_backward", "cross_entropy"):
+        actual, expected = getattr(impl, name)(logits, targets), oracle(name, logits, targets)
+        assert_matches(actual, expected, f"{name} before the logits change in place")
+        logits.mul_(-1.5).add_(torch.randn(6, 4))
+        for other in FUNCTIONS:
+            actual = getattr(impl, other)(logits, targets)
+            what = f"{other} of logits changed in place since {name}"
+            assert_matches(actual, oracle(other, logits, targets), what)
+        targets.copy_((targets + 1) % 4)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -412,15 +465,29 @@ LARGE = [(torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)]
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_many_rows_and_classes(impl, name, n, c, dtype, rtol):
     # The losses of true classes about 100 behind: in float16 neither rows nor classes can be added.
+    # They grow from row to row, so that parts of the rows are no sample of all.
     logits = torch.randn(n, c)
-    logits[:, 0] += 100
+    logits[:, 0] += torch.linspace(60, 140, n)
     logits, targets = logits.to(dtype), torch.randint(1, c, (n,))
-    targets[1::4] = -100
+    targets[1::40] = -100
     actual = getattr(impl, name)(logits, targets, label_smoothing=0.15)
     atol = 1e-5 if name == "cross_entropy" else 1e-7 + 2 * rtol / n
     expected = oracle(name, logits, targets, -100, 0.15)
     what = f"{name} of ({n:,}, {c:,}) logits in {dtype}"
     assert_matches(actual, expected, what, rtol=2 * rtol, atol=atol)
+
+
+def test_as_many_classes_as_the_largest_float16(impl):
+    # Equal logits: each class has 1/65,000, and the loss is log 65,000, smoothed or not.
+    logits, targets = torch.zeros(2, 65_000, dtype=torch.float16), torch.tensor([3, 64_999])
+    for smoothing in (0.0, 0.15):
+        what = f"of 65,000 equal logits in float16, smoothing {smoothing}"
+        loss = impl.cross_entropy(logits, targets, label_smoothing=smoothing)
+        assert_matches(loss, torch.tensor(math.log(65_000)).half(), f"the loss {what}", rtol=4e-3)
+        grad = impl.cross_entropy_backward(logits, targets, label_smoothing=smoothing)
+        expected = oracle("cross_entropy_backward", logits, targets, -100, smoothing)
+        # Two steps of the smallest float16 numbers.
+        assert_matches(grad, expected, f"the gradient {what}", rtol=4e-3, atol=1.3e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

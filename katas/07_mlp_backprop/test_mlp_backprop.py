@@ -389,6 +389,51 @@ def test_step_of_any_learning_rate(impl, dtype, lr):
         assert not shared, f"{what} lie in the memory of the arguments: {name}"
 
 
+def test_step_keeps_the_digits_of_the_learning_rate(impl):
+    params, grads = problem()[0], problem()[0]
+    for lr in (0.1, 1 / 3, -1e-3, np.float64(0.7)):
+        expected = {name: tensor(params[name]) - lr * tensor(grads[name]) for name in NAMES}
+        stepped = impl.sgd_step(params, grads, lr)
+        what = f"parameters in float64 after a step with lr {float(lr):g}"
+        assert_named(stepped, expected, what, rtol=1e-13, atol=1e-13)
+
+
+def test_step_of_any_memory_layout(impl):
+    params, grads = problem()[0], problem()[0]
+    expected = {name: tensor(params[name]) - 0.3 * tensor(grads[name]) for name in NAMES}
+    for which in NAMES:
+        for layout, one in layouts(tensor(params[which])):
+            for other_layout, other in layouts(tensor(grads[which])):
+                mixed = params | {which: one.numpy()}, grads | {which: other.numpy()}
+                what = f"a step, {which} {layout} and its gradient {other_layout}"
+                assert_named(impl.sgd_step(*mixed, 0.3), expected, what)
+
+
+def test_sizes_of_one(impl):
+    for number in range(16):
+        # N, D, H, C: each of the sizes in turn is one or not.
+        sizes = [1 if number >> axis & 1 else axis + 2 for axis in range(4)]
+        params, x, y = problem(*sizes)
+        loss, grads = passes(impl, params, x, y)
+        expected_loss, expected = with_autograd(params, x, y)
+        about = "for N, D, H, C = {}, {}, {}, {}".format(*sizes)
+        assert_number(loss, expected_loss, f"the loss {about}")
+        assert_named(grads, expected, f"gradients {about}")
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_inputs_of_tanh_of_any_size(impl, dtype):
+    params, x, y = problem(dtype=dtype)
+    # Hidden units far out on either side, and some near zero.
+    params["b1"][:5] = [400, -400, 30_000, -30_000, 95]
+    loss, grads = passes(impl, params, x, y)
+    expected_loss, expected = with_autograd(params, x, y)
+    expected = {name: value.to(dtype_of(dtype)) for name, value in expected.items()}
+    about = f"for inputs of tanh up to ±30,000 in {np.dtype(dtype)}"
+    assert_number(loss, expected_loss, f"the loss {about}", rtol=1e-5)
+    assert_named(grads, expected, f"gradients {about}", rtol=1e-4, atol=1e-5)
+
+
 def test_step_goes_by_name(impl):
     params, grads = problem(n=4, d=3, h=3, c=3)[0], problem(n=4, d=3, h=3, c=3)[0]
     expected = {name: tensor(params[name]) - 0.3 * tensor(grads[name]) for name in NAMES}

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dojo.testing import (
+    assert_all_match,
     assert_any_layout,
     assert_any_mode,
     assert_matches,
@@ -498,8 +499,17 @@ def test_functional_calls_in_any_layout_and_mode(impl, training):
     assert_repeatable(call, inputs, expected, behaviour)
     values = inputs()
     assert_any_mode(call, values, expected(*values), behaviour)
-    x, *state = values
-    assert_any_layout(lambda x: call(x, *state), [x], expected(*values), behaviour)
+    assert_any_layout(call, values, expected(*values), behaviour)
+    # The running statistics themselves, which `call` copies.
+    for place in (0, 1):
+        for layout, statistic in layouts(values[1 + place]):
+            statistics = [t.clone() for t in values[1:3]]
+            wanted = [t.clone() for t in values[1:3]]
+            statistics[place] = statistic
+            impl.batchnorm_functional(values[0], *statistics, *values[3:], training, MOMENTUM, EPS)
+            F.batch_norm(values[0], *wanted, *values[3:], training, MOMENTUM, EPS)
+            what = f"{STATISTICS[place]} that is {layout}, after {behaviour}"
+            assert_matches(statistic, wanted[place], what)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -531,22 +541,65 @@ def test_two_layers_share_nothing(impl):
         assert_matches(other.state_dict()[name], value, f"{name} of a layer beside a trained one")
 
 
-def test_changes_count_in_evaluation(impl):
+@pytest.mark.parametrize("grad", [True, False])
+def test_changes_count_in_evaluation(impl, grad):
+    def check(what):
+        with torch.set_grad_enabled(grad):
+            assert_matches(ours(x), theirs(x), f"the output in evaluation, {grad=}, {what}")
+
     x = batch(6, 4)
     ours, theirs = layers(impl, 4)
     ours.eval(), theirs.eval()
-    ours(x)
+    check("at first")
     for name in ("weight", "bias", *STATISTICS):
         for layer in (ours, theirs):
             with torch.no_grad():
                 getattr(layer, name).mul_(1.5).add_(0.25)
-        assert_matches(ours(x), theirs(x), f"the output once {name} has been changed in place")
-    _, theirs = layers(impl, 4)
-    ours.load_state_dict(theirs.state_dict())
-    assert_matches(ours(x), theirs.eval()(x), "the output once another state has been loaded")
+        check(f"once {name} has been changed in place")
+    for assign in (False, True):
+        _, other = layers(impl, 4)
+        for layer in (ours, theirs):
+            layer.load_state_dict(copy.deepcopy(other.state_dict()), assign=assign)
+        check(f"once another state has been loaded, {assign=}")
+    for layer in (ours, theirs):
+        layer.train()(x)
+        layer.eval()
+    check("after a batch in training")
 
 
-@pytest.mark.parametrize("shape", [(66000, 2), (2, 66000), (3, 2, 1500), (1500, 2, 3)])
+def test_batches_are_counted_from_the_loaded_number_on(impl):
+    ours, _ = layers(impl, 4)
+    ours(batch(6, 4))
+    ours.load_state_dict({**ours.state_dict(), "num_batches_tracked": torch.tensor(2**24)})
+    ours(batch(6, 4))
+    behaviour = "num_batches_tracked after one batch, once 16,777,216 has been loaded"
+    assert_matches(ours.num_batches_tracked, torch.tensor(2**24 + 1), behaviour)
+    ours.num_batches_tracked.fill_(7)
+    ours(batch(6, 4))
+    behaviour = "num_batches_tracked after one batch, once it has been set to 7 in place"
+    assert_matches(ours.num_batches_tracked, torch.tensor(8), behaviour)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tiny_eps_counts_beside_tiny_variances(impl, dtype, training):
+    scale = 2e-15
+    eps = scale**2 * EPS  # 1.2e-30
+    x, mean, var, *others = batch(6, 4), *channel_tensors(4)
+    expected = exact_functional(training, x, mean, var, *others).to(dtype)
+    x, *state = (t.to(dtype) for t in (scale * x, scale * mean, scale**2 * var, *others))
+    ours, _ = layers(impl, 4, eps=eps, dtype=dtype)
+    with torch.no_grad():
+        for name, value in zip((*STATISTICS, "weight", "bias"), state, strict=True):
+            getattr(ours, name).copy_(value)
+    behaviour = f"beside variances of 1e-30 and an eps of {eps:g} in {dtype}, {training=}"
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    assert_matches(ours.train(training)(x), expected, f"the output {behaviour}", **close)
+    actual = impl.batchnorm_functional(x, *state, training, MOMENTUM, eps)
+    assert_matches(actual, expected, f"batchnorm_functional {behaviour}", **close)
+
+
+@pytest.mark.parametrize("shape", [(66000, 2), (3, 2100), (1, 2, 66000), (1500, 2, 3)])
 def test_large_batches(impl, shape):
     x = batch(*shape)
     ours, theirs = layers(impl, shape[1])
@@ -560,8 +613,8 @@ def test_large_batches(impl, shape):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_float64_keeps_its_digits(impl, training):
-    # Thirds, so that nothing is exact in fewer digits.
-    x = torch.tensor([[1.0, 7.0], [2.0, -4.0], [5.0, 10.0]], dtype=torch.float64) / 3
+    # Thirds and four examples, so that neither a value nor 4/3 is exact in fewer digits.
+    x = torch.tensor([[1.0, 7.0], [2.0, -4.0], [5.0, 10.0], [11.0, 4.0]]).double() / 3
     ours = impl.BatchNorm1d(2, eps=1, momentum=0.3).double().train(training)
     theirs = nn.BatchNorm1d(2, eps=1, momentum=0.3).double().train(training)
     for layer in (ours, theirs):
@@ -572,6 +625,14 @@ def test_float64_keeps_its_digits(impl, training):
     for name in STATISTICS:
         behaviour = f"{name} in float64 with training={training}"
         assert_matches(getattr(ours, name), getattr(theirs, name), behaviour, **exact)
+    state = [t.clone() for t in (theirs.running_mean, theirs.running_var, *channel_tensors(2)[2:])]
+    wanted = [t.clone() for t in state]
+    actual = impl.batchnorm_functional(x, *state, training, 0.3, 1)
+    expected = F.batch_norm(x, *wanted, training, 0.3, 1)
+    assert_matches(actual, expected, f"batchnorm_functional in float64, {training=}", **exact)
+    for name, ours, theirs in zip(STATISTICS, state, wanted, strict=False):
+        behaviour = f"{name} in float64 after batchnorm_functional, {training=}"
+        assert_matches(ours, theirs, behaviour, **exact)
 
 
 @pytest.mark.parametrize("momentum", [0, 1])
@@ -585,15 +646,52 @@ def test_running_statistics_at_the_ends_of_momentum(impl, momentum):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_gradients_for_x_alone(impl, training):
-    x = batch(6, 4).requires_grad_()
+@pytest.mark.parametrize("asking", ["x", "weight", "bias", "weight and bias"])
+def test_gradients_where_not_all_ask(impl, asking, training):
+    x = batch(6, 4)
     ours, theirs = layers(impl, 4)
     grad_out = torch.randn(6, 4, dtype=torch.float64)
     parts = []
     for layer in (ours, theirs):
         layer.train(training).requires_grad_(False)
-        parts.append(gradients(layer(x), [x], grad_out)[0])
-    assert_matches(*parts, f"the gradient for x of a frozen layer, training={training}")
+        tensors = {"x": x, "weight": layer.weight, "bias": layer.bias}
+        leaves = [tensors[name].requires_grad_() for name in asking.split(" and ")]
+        parts.append(gradients(layer(x), leaves, grad_out))
+    behaviour = f"the gradients for {asking}, which alone ask for one, {training=}"
+    assert_all_match(*parts, behaviour)
+
+
+class HandDown(torch.autograd.Function):
+    """A step of a net that hands down the very tensor `grad_out`, as a longer one may do."""
+
+    @staticmethod
+    def forward(ctx, out, grad_out):
+        ctx.grad_out = grad_out
+        return out.sum()
+
+    @staticmethod
+    def backward(ctx, _):
+        return ctx.grad_out, None
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(6, 4), (5, 3, 8)])
+def test_the_upstream_gradient_is_left_alone(impl, shape, training):
+    x, grad_out = batch(*shape).requires_grad_(), torch.randn(shape, dtype=torch.float64)
+    ours, _ = layers(impl, shape[1])
+    with unchanged(grad_out=grad_out):
+        HandDown.apply(ours.train(training)(x), grad_out).backward()
+
+
+def test_two_outputs_before_one_backward_pass(impl):
+    x, other = batch(6, 4).requires_grad_(), batch(9, 4).requires_grad_()
+    ours, theirs = layers(impl, 4)
+    both = []
+    for layer in (ours, theirs):
+        loss = (layer(x) ** 2).sum() - (layer(other) ** 3).sum()
+        loss = loss + layer(x.detach() * 2).sum()
+        both.append(torch.autograd.grad(loss, [x, other, layer.weight, layer.bias]))
+    assert_all_match(*both, "the gradients of three outputs at once, in training")
 
 
 def test_functional_cannot_train_on_one_value_per_channel(impl):

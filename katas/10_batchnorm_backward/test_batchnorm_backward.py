@@ -310,11 +310,15 @@ def test_caches_do_not_disturb_each_other(impl):
     x, gamma, beta, grad_out = batch(7, 4)
     _, cache = impl.batchnorm_forward(x, gamma, beta, EPS)
     expected = [g.clone() for g in impl.batchnorm_backward(grad_out.clone(), cache)]
-    *others, _ = batch(7, 4)
-    impl.batchnorm_forward(*others)
-    actual = impl.batchnorm_backward(grad_out.clone(), cache)
-    for name, one, other in zip(("dx", "dgamma", "dbeta"), expected, actual, strict=True):
-        assert_matches(other, one, f"{name} after another batch went forward")
+    _, other_gamma, other_beta, _ = others = batch(7, 4)
+    for what, arguments in [
+        ("another batch", others[:3]),
+        ("the same x with another gamma, beta and eps", (x, other_gamma, other_beta, 5.0)),
+    ]:
+        impl.batchnorm_forward(*arguments)
+        actual = impl.batchnorm_backward(grad_out.clone(), cache)
+        for name, one, other in zip(("dx", "dgamma", "dbeta"), expected, actual, strict=True):
+            assert_matches(other, one, f"{name} after {what} went forward")
 
 
 def test_inputs_are_left_alone(impl):
@@ -407,7 +411,7 @@ def test_any_mode(impl, dtype):
     assert_any_mode(call, inputs, expected, behaviour, rtol=1e-5, atol=5e-5)
 
 
-@pytest.mark.parametrize("shape", [(3, 1500), (66000, 2), (2, 66000)])
+@pytest.mark.parametrize("shape", [(3, 2100), (66000, 2)])
 def test_many_examples_and_many_features(impl, shape):
     inputs = batch(*shape)
     behaviour = f"the output and the gradients for x of shape {shape}"
@@ -434,12 +438,16 @@ def test_zeros(impl):
 
 def test_float64_keeps_its_digits(impl):
     inputs = batch(33, 7)
-    actual, expected = both(impl, *inputs, 1), oracle_of_both(*inputs, 1)
-    assert_all_match(actual, expected, "results in float64", rtol=1e-12, atol=1e-12)
+    for eps in (1, EPS):
+        actual, expected = both(impl, *inputs, eps), oracle_of_both(*inputs, eps)
+        behaviour = f"results in float64 with eps={eps}"
+        assert_all_match(actual, expected, behaviour, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("exponent", [-48, 50])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "exponent"),
+    [(torch.float32, -40), (torch.float32, 38), (torch.float64, -48), (torch.float64, 300)],
+)
 def test_small_and_large_numbers(impl, dtype, exponent):
     x, *others = batch(6, 4, dtype)
     scale = 2.0**exponent

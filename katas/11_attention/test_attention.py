@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -214,7 +215,16 @@ def test_the_same_under_any_mode(impl, name):
         assert_any_mode(getattr(impl, name), arguments, expected_of(*arguments), f"{name}, {what}")
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 70, 100, 5), (1, 2, 130, 100, 4), (1, 2, 3, 1500, 5)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 3, 70, 100, 5),
+        (1, 2, 130, 100, 4),
+        (1, 2, 3, 1500, 5),
+        (2, 40, 3, 2, 4),
+        (40, 1, 2, 3, 130),
+    ],
+)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_many_keys(impl, name, shape):
     q, k, v = inputs(*shape)
@@ -257,12 +267,14 @@ def test_one_tensor_for_queries_keys_and_values(impl, name):
 
 @pytest.mark.parametrize("dtype", [dtype for dtype, _ in DTYPES])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_scores_at_the_edge_of_the_dtype(impl, name, dtype):
+@pytest.mark.parametrize("ratio", [1, 2**-6, 2**6])
+def test_scores_at_the_edge_of_the_dtype(impl, name, dtype, ratio):
     # With 16 features the scores are a quarter of q kᵀ. Keys 0 and 2 are opposite, key 1 is zero,
     # key 3 is half of key 2 and key 4 is key 2 again.
     top = 0.9 * torch.finfo(dtype).max / (1 if name == "attention" else 4)
     q = torch.full((1, 1, 1, 16), math.sqrt(top / 4), dtype=dtype)
-    k = torch.tensor([1.0, 0.0, -1.0, -0.5, -1.0]).to(dtype)[:, None] * q
+    k = torch.tensor([1.0, 0.0, -1.0, -0.5, -1.0]).to(dtype)[:, None] * (q / ratio)
+    q *= ratio
     v = torch.arange(10.0, 15.0).to(dtype)[:, None].expand(1, 1, 5, 16)
     for seen, value in [
         ([0, 1, 2, 3, 4], 10),
@@ -484,11 +496,93 @@ def test_gradients_without_a_mask(impl, name, which, causal):
     leaves = [t.requires_grad_() for n, t in zip("qkv", tensors, strict=True) if n in which]
     grad_out = torch.randn(2, 3, 5, 4, dtype=torch.float64)
     options = {"causal": True} if causal else {}
-    actual = gradients(getattr(impl, name)(*tensors, **options), leaves, grad_out)
+    out = getattr(impl, name)(*tensors, **options)
+    getattr(impl, name)(*inputs(*SHAPE, dtype=torch.float64), **options)  # may not disturb it
+    actual = gradients(out, leaves, grad_out)
     expected = gradients(formula(*tensors, causal_mask(5, 7) if causal else True), leaves, grad_out)
     for leaf, ours, theirs in zip(which, actual, expected, strict=True):
         behaviour = f"the gradient of {leaf} through {name} when {which} need one, causal={causal}"
         assert_matches(ours, theirs, behaviour, atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradients_of_one_tensor_in_several_places(impl, name, causal):
+    x, y, _ = (t.requires_grad_() for t in inputs(2, 3, 5, 5, 4, dtype=torch.float64))
+    grad_out = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    allowed = causal_mask(5, 5) if causal else True
+    for what, places in [
+        ("q, k and v", (x, x, x)),
+        ("q and k", (x, x, y)),
+        ("k and v", (y, x, x)),
+        ("q and v", (x, y, x)),
+    ]:
+        (actual,) = gradients(getattr(impl, name)(*places, causal=causal), [x], grad_out)
+        (expected,) = gradients(formula(*places, allowed), [x], grad_out)
+        behaviour = f"the gradient of one tensor as {what} of {name}, causal={causal}"
+        assert_matches(actual, expected, behaviour, atol=1e-6)
+
+
+class HandDown(torch.autograd.Function):
+    """A step of a net that hands down the very tensor `grad_out`, as a longer one may do."""
+
+    @staticmethod
+    def forward(ctx, out, grad_out):
+        ctx.grad_out = grad_out
+        return out.sum()
+
+    @staticmethod
+    def backward(ctx, _):
+        return ctx.grad_out, None
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_upstream_gradient_is_left_alone(impl, name):
+    for causal in (False, True):
+        tensors, grad_out = [t.requires_grad_() for t in inputs(*SHAPE)], torch.randn(2, 3, 5, 4)
+        out = getattr(impl, name)(*tensors, causal=causal)
+        with unchanged(grad_out=grad_out):
+            HandDown.apply(out, grad_out).backward()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_results_are_in_memory_of_their_own(impl, name):
+    # A query with a single key takes its value as it is.
+    for sizes in [(1, 1, 1, 1, 1), (2, 3, 1, 1, 4), (2, 3, 5, 1, 4), (2, 3, 1, 7, 4)]:
+        for causal in (False, True):
+            q, k, v = inputs(*sizes)
+            out = getattr(impl, name)(q, k, v, causal=causal)
+            before = out.clone()
+            for tensor in (q, k, v):
+                tensor.fill_(7.0)
+            behaviour = f"the result of {name} for B, H, T, S, D = {sizes}, causal={causal}"
+            assert_matches(out, before, f"{behaviour}, once the inputs have been written over")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        (torch.float64, 1e300),
+        (torch.float64, 1e-300),
+        (torch.float32, 1e30),
+        (torch.float32, 1e-30),
+        (torch.float16, 1e4),
+        (torch.bfloat16, 1e30),
+        (torch.bfloat16, 1e-30),
+    ],
+)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_values_of_any_size(impl, name, dtype, size):
+    # Two keys with weights of 1/4 and 3/4; 2 is exact in every dtype.
+    q = torch.tensor([2.0, 0, 0, 0], dtype=dtype).reshape(1, 1, 1, 4)
+    k = torch.zeros(1, 1, 2, 4, dtype=dtype)
+    k[..., 1, 0] = math.log(3)
+    v = (size * torch.tensor([[1.0, -2, 3, 0], [2.0, 1, 1, 4]]).double()).to(dtype)[None, None]
+    expected = (v.double() * torch.tensor([[0.25], [0.75]]).double()).sum(2, keepdim=True).to(dtype)
+    actual = run(impl, name, q, k, v)
+    tolerance = {torch.bfloat16: 0.04, torch.float16: 5e-3}.get(dtype, 1e-5)
+    behaviour = f"{name} in {dtype} of values around {size:g}"
+    assert_matches(actual, expected, behaviour, rtol=tolerance, atol=tolerance * size)
 
 
 def test_the_same_call_twice_gives_the_same(impl):
@@ -634,16 +728,33 @@ def test_layer_keeps_nothing_from_earlier_calls(impl, training, grad):
     layer.train(training)
     other.train(training)
 
-    def check(what):
+    same = torch.randn(2, 5, 12)
+
+    def check(what, layer=layer):
         theirs = torchs_with_the_weights_of(layer, 12, 3)
-        for causal in (True, False):
-            x = torch.randn(2, 5, 12)
+        dtype = layer.q_proj.weight.dtype
+        same_x, other_x = same.to(dtype), torch.randn(2, 5, 12, dtype=dtype)
+        # The last call of one check is the first of the next.
+        for causal, x in [
+            (False, same_x),
+            (True, same_x),
+            (True, other_x),
+            (False, other_x),
+            (False, same_x),
+        ]:
             with torch.set_grad_enabled(grad):
                 expected = torchs_output(theirs, x, causal)
                 actual = run_layer(layer, x, **({"causal": True} if causal else {}))
             assert_matches(actual, expected, f"the layer {what}, causal={causal}, {training=}")
 
     check("after calls with and without causal")
+    twin = copy.deepcopy(layer)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(1.5)
+    check("copied by deepcopy, once the weights of the copy have been changed", twin)
+    check("after a copy of it was changed")
+    check("after double()", twin.double())
     for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
         with torch.no_grad():
             for parameter in getattr(layer, projection).parameters():
@@ -695,6 +806,16 @@ def test_layer_gradients_in_either_mode(impl, training, causal):
     for name, ours, theirs_ in zip(["x", *names], actual, expected, strict=True):
         behaviour = f"the layer's gradient of {name}, causal={causal}, training={training}"
         assert_matches(ours, theirs_, behaviour, atol=1e-6)
+
+
+def test_layer_on_more_and_fewer_tokens_in_turn(impl):
+    layer, theirs = layer_and_torchs(impl, 12, 3)
+    for batch, length in [(2, 5), (3, 9), (1, 4), (2, 1), (1, 12), (4, 5)]:
+        x = torch.randn(batch, length, 12)
+        for causal in (True, False):
+            behaviour = f"the layer on {length} tokens after calls on others, causal={causal}"
+            actual = run_layer(layer, x, causal=causal)
+            assert_matches(actual, torchs_output(theirs, x, causal), behaviour)
 
 
 @pytest.mark.parametrize("causal", [False, True])

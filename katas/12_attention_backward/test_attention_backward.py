@@ -408,7 +408,7 @@ def expected_of(*inputs):
     return tuple(x.to(inputs[0].dtype) for x in oracle(*inputs))
 
 
-@pytest.mark.parametrize(("t", "s"), [(5, 7), (7, 5)])
+@pytest.mark.parametrize(("t", "s"), [(5, 7), (7, 5), (1, 1)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_nothing_stays_from_an_earlier_call(impl, causal, t, s):
     assert_repeatable(
@@ -468,6 +468,8 @@ def test_one_tensor_for_all_inputs(impl, causal):
         (1, 2, 3, 1500, 5, 4),
         (1, 2, 1500, 3, 4, 5),
         (3, 2, 5, 7, 200, 130),
+        (2, 40, 3, 2, 4, 5),
+        (40, 1, 2, 3, 4, 5),
     ],
 )
 def test_beyond_the_size_of_a_block(impl, shape, causal):
@@ -502,6 +504,21 @@ def test_scores_at_the_edge_of_the_dtype(impl, dtype, sign, best):
     for query, key in enumerate([0, 0, 0] if sign > 0 else [1, 2, 2]):
         expected[..., key, :] += grad_out[..., query, :]
     assert_matches(dv, expected, f"dv with causal, {behaviour}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ratio", [2**-20, 2**-6, 2**6, 2**20])
+def test_scores_at_the_edge_from_numbers_far_apart(impl, dtype, ratio):
+    # Keys 0 and 1 are opposite; one of q and k is larger than the other by the square of the ratio.
+    length = math.sqrt(0.9 * torch.finfo(dtype).max / 4)
+    row = torch.full((1, 1, 1, 16), length, dtype=dtype)
+    q, k = ratio * row.repeat(1, 1, 3, 1), torch.cat([row, -row], -2) / ratio
+    grad_out, _, _, v = tensors(1, 1, 3, 2, 16, 5, dtype=dtype)
+    _, _, dv = impl.attention_backward(grad_out, q, k, v)
+    expected = torch.zeros_like(v)
+    expected[..., 0, :] = grad_out.sum(-2)
+    behaviour = f"dv in {dtype} where scores are close to the largest number, q {ratio:g} times"
+    assert_matches(dv, expected, f"{behaviour} and k 1/{ratio:g} times their root")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

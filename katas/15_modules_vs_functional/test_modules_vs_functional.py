@@ -84,6 +84,14 @@ def test_names_and_shapes_of_the_state(impl, depth):
     assert trained == {name for name in wanted if name.endswith(("weight", "bias"))}
 
 
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_sizes_that_agree(impl, depth):
+    net = impl.Net(4, 4, 4, depth, P)
+    layers = [name for name in net.state_dict() if name.endswith("weight") and "norm" not in name]
+    expected = [*(f"layers.{i}.weight" for i in range(depth)), "head.weight"]
+    assert sorted(layers) == sorted(expected), f"Net(4, 4, 4, {depth}, {P}) has {layers}"
+
+
 def test_two_nets_share_nothing(impl):
     one, other = make(impl), make(impl)
     before = [parameter.clone() for parameter in other.parameters()]
@@ -324,10 +332,12 @@ def test_gradients_in_both_modes(impl, kind, training):
 
 @KINDS
 @MODES
-def test_changes_count_from_the_next_call_on(impl, kind, training):
+@pytest.mark.parametrize("grad", [True, False])
+def test_changes_count_from_the_next_call_on(impl, kind, training, grad):
     call, state, expected, names = pair(impl, kind, training)
     x = torch.randn(EXAMPLES, 5)
-    call(x), expected(x)
+    with torch.set_grad_enabled(grad):
+        call(x), expected(x)
     theirs = dict(expected.named_parameters()) | dict(expected.named_buffers())
     for name in state:
         if name.endswith("num_batches_tracked"):
@@ -335,7 +345,22 @@ def test_changes_count_from_the_next_call_on(impl, kind, training):
         with torch.no_grad():
             state[name].mul_(1.25).add_(0.125)
             theirs[names[name]].mul_(1.25).add_(0.125)
-        check(call(x), expected(x), f"{kind} once {name} has been changed in place")
+        with torch.set_grad_enabled(grad):
+            behaviour = f"{kind} once {name} has been changed in place, {training=}, {grad=}"
+            check(call(x), expected(x), behaviour)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_loaded_state_counts_in_eval_mode(impl, grad):
+    net = make(impl).eval()
+    x = torch.randn(EXAMPLES, 5)
+    for assign in (False, True):
+        state = random_state(2)
+        with torch.set_grad_enabled(grad):
+            net(x)
+            net.load_state_dict(copies(state), assign=assign)
+            expected = oracle(state, 2)[0].eval()
+            check(net(x), expected(x), f"a net in eval mode with a state loaded, {assign=}")
 
 
 @KINDS

@@ -304,6 +304,10 @@ def forbid(*names: str) -> Iterator[None]:
             return func(*args, **(kwargs or {}))
 
     class Computed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return False  # to skip it, PyTorch would import it, more than a second
+
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:

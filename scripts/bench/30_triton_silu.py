@@ -23,3 +23,12 @@ def kernel_cases(reference):
                 )
             )
     return cases
+
+
+def calls_to_compile(impl):
+    """Return calls that launch every kernel, in each of its variants and dtypes."""
+    inputs = [torch.randn(5, 70, dtype=dtype) for dtype in (torch.float32, torch.float16)]
+    calls = [lambda x=x: impl.silu(x) for x in inputs]
+    return calls + [
+        lambda x=x: impl.silu_into(x, torch.empty(70, 5, dtype=x.dtype).T) for x in inputs
+    ]

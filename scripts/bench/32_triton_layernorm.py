@@ -49,3 +49,15 @@ def _cases(reference, rows, width, dtype):
             moved=3 * size,  # x and grad_out are read at least once, dx is written
         ),
     ]
+
+
+def calls_to_compile(impl):
+    """Return calls that launch every kernel, in each of its variants and dtypes."""
+    calls = []
+    for width, dtype in [(100, torch.float16), (20_000, torch.float32)]:
+        x, weight, bias = (torch.randn(s, dtype=dtype) for s in ((3, width), width, width))
+        calls += [
+            lambda x=x, weight=weight, bias=bias: impl.layernorm(x, weight, bias),
+            lambda x=x, weight=weight: impl.layernorm_backward(x, x, weight),
+        ]
+    return calls

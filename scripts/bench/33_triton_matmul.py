@@ -27,3 +27,12 @@ def _case(reference, label, m, k, n, transposed=False, dtype=torch.float16):
         (lambda: torch.matmul(a, b), lambda: compiled(a, b)),
         flops=2 * m * k * n,
     )
+
+
+def calls_to_compile(impl):
+    """Return calls that launch every kernel, in each of its variants and dtypes."""
+    calls = []
+    for m, k, n, dtype in [(70, 50, 90, torch.float32), (1, 300, 40, torch.float16)]:
+        a, b = torch.randn(m, k, dtype=dtype), torch.randn(n, k, dtype=dtype)
+        calls.append(lambda a=a, b=b: impl.matmul(a, b.T))
+    return calls

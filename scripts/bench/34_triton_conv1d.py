@@ -42,3 +42,12 @@ def _case(reference, n, c, length, o, k, stride, dtype, channels_last=False):
         theirs=(lambda: F.conv1d(x, weight, None, stride, padding),),
         flops=2 * out.numel() * c * k,
     )
+
+
+def calls_to_compile(impl):
+    """Return calls that launch every kernel, in each of its variants and dtypes."""
+    calls = []
+    for n, c, o, dtype in [(2, 3, 5, torch.float32), (2, 70, 130, torch.float16)]:
+        x, weight = torch.randn(n, c, 90, dtype=dtype), torch.randn(o, c, 3, dtype=dtype)
+        calls.append(lambda x=x, weight=weight: impl.conv1d(x, weight, 2, 3, 4))
+    return calls

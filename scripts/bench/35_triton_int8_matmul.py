@@ -39,3 +39,9 @@ def _case(reference, m, k, n, zp_a, zp_b):
         (in_torch, torch.compile(in_torch)),
         flops=2 * m * k * n,
     )
+
+
+def calls_to_compile(impl):
+    """Return calls that launch every kernel, in each of its variants and dtypes."""
+    a, b = (torch.zeros(shape, dtype=torch.int8) for shape in ((70, 50), (50, 90)))
+    return [lambda: impl.int8_matmul(a, b, 0.02, 0.3, 2.5, 4, -2, 7)]

@@ -43,3 +43,12 @@ def _one_query(reference, shape):
 
 def _label(shape, dtype):
     return f"{' x '.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
+
+
+def calls_to_compile(impl):
+    """Return calls that launch every kernel, in each of its variants and dtypes."""
+    calls = []
+    for d, dtype, causal in [(40, torch.float32, True), (64, torch.float16, False)]:
+        q, k, v = (torch.randn(2, 3, length, d, dtype=dtype) for length in (70, 90, 90))
+        calls.append(lambda q=q, k=k, v=v, causal=causal: impl.attention(q, k, v, causal=causal))
+    return calls

@@ -35,3 +35,13 @@ def _case(reference, n, c, dtype):
         moved=3 * logits.numel() * logits.element_size(),
         flops=None,
     )
+
+
+def calls_to_compile(impl):
+    """Return calls that launch every kernel, in each of its variants and dtypes."""
+    calls = []
+    for width, dtype in [(100, torch.float16), (40_000, torch.float32)]:
+        logits = torch.randn(3, width, dtype=dtype, requires_grad=True)
+        targets = torch.tensor([1, 50, -100])
+        calls.append(lambda x=logits, targets=targets: impl.cross_entropy(x, targets).backward())
+    return calls

@@ -141,17 +141,19 @@ def assert_repeatable(
     # Compared with itself, so that a wrong value is not blamed on the second call.
     assert_all_match(first, kept, f"{behaviour}, once it has been called again", rtol=0, atol=0)
     _assert_own_memory(second, {"an earlier result": _tensors(first)}, behaviour)
-    for mine, new in zip(one, other, strict=True):
-        if isinstance(mine, Tensor):
-            mine.detach().copy_(new)
-        elif mine != new:
-            return  # not every argument can be changed in place
-    assert_all_match(
-        call(*one),
-        expected(*other),
-        f"{behaviour}, called again with the same tensors, changed in place",
-        **tolerance,
-    )
+    # Twice, for a function may remember its last arguments alone.
+    for values in (other, list(inputs())):
+        for mine, new in zip(one, values, strict=True):
+            if isinstance(mine, Tensor):
+                mine.detach().copy_(new)
+            elif mine != new:
+                return  # not every argument can be changed in place
+        assert_all_match(
+            call(*one),
+            expected(*one),
+            f"{behaviour}, called again with the same tensors, changed in place",
+            **tolerance,
+        )
 
 
 def assert_any_layout(
@@ -236,19 +238,27 @@ def _copied(result: Any) -> Any:
 
 def _assert_own_memory(result: Any, others: dict[str, Sequence[Any]], behaviour: str) -> None:
     """Fail if a part of the result lies in the memory of one of the others, or of another part."""
-    owners: dict[int, str] = {}  # by the address of the memory
-    for name, tensors in others.items():
-        for tensor in tensors:
-            if isinstance(tensor, Tensor):
-                owners[tensor.untyped_storage().data_ptr()] = name
+    owned = [
+        (_memory(tensor), name)
+        for name, tensors in others.items()
+        for tensor in tensors
+        if isinstance(tensor, Tensor)
+    ]
     for part in _tensors(result):
-        memory = part.untyped_storage()
-        if not memory.nbytes():
-            continue
-        if owner := owners.get(memory.data_ptr()):
-            message = f"{behaviour}: the result lies in the memory of {owner}"
-            pytest.fail(message, pytrace=False)
-        owners[memory.data_ptr()] = "another part of the result"
+        mine = _memory(part)
+        for theirs, owner in owned:
+            if mine and theirs and mine[0] <= theirs[-1] and theirs[0] <= mine[-1]:
+                message = f"{behaviour}: the result lies in the memory of {owner}"
+                pytest.fail(message, pytrace=False)
+        owned.append((mine, "another part of the result"))
+
+
+def _memory(x: Tensor) -> range:
+    """Return the addresses of a tensor's bytes, from the first to the last."""
+    if not x.numel():
+        return range(0)
+    elements = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1
+    return range(x.data_ptr(), x.data_ptr() + elements * x.element_size())
 
 
 def layouts(x: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -258,7 +268,9 @@ def layouts(x: Tensor) -> Iterator[tuple[str, Tensor]]:
         return
     if x.ndim >= 2:
         yield "transposed", x.transpose(0, -1).contiguous().transpose(0, -1)
-    padded = torch.full((*x.shape[:-1], 2 * x.shape[-1] + 1), float("nan"), dtype=x.dtype)
+    wide = (*x.shape[:-1], 2 * x.shape[-1] + 1)
+    between = float("nan") if x.is_floating_point() else 77
+    padded = torch.full(wide, between, dtype=x.dtype, device=x.device)
     sliced = padded[..., 1::2]
     sliced.copy_(x)
     yield "every other element of a wider tensor", sliced

@@ -147,6 +147,13 @@ def test_output_length_of_a_spread_kernel(impl, dilation):
             check_length(impl, length, kernel, stride, padding, dilation)
 
 
+def test_output_length_of_a_very_long_input(impl):
+    for length in (2**24 + 1, 2**31 + 2):
+        actual = impl.output_length(length, 1, 2, 1, 1)
+        expected = (length + 1) // 2 + 1  # starts at 0, 2, ..., the last of length + 2 elements
+        assert actual == expected, f"output_length({length}, 1, 2, 1, 1) is {actual}: {expected}"
+
+
 def test_output_length_takes_keywords(impl):
     actual = impl.output_length(length=17, kernel=3, stride=2, padding=1, dilation=4)
     assert actual == 6, f"17 elements, 2 zeros: starts at 0, 2, ..., 10 are 6, not {actual}"
@@ -220,7 +227,7 @@ def test_same_matches_torch(impl, dilation):
 
 @pytest.mark.parametrize("stride", [0, 2, 17])
 def test_same_refuses_a_stride(impl, stride):
-    with pytest.raises(ValueError, match=rf"\b{stride}\b"):
+    with pytest.raises(ValueError, match=rf"(?i)\bstrid|\b{stride}\b"):
         impl.conv1d(signal(2, 3, 11), signal(5, 3, 4), stride=stride, padding="same")
 
 
@@ -284,7 +291,7 @@ def test_no_python_loop_over_batch_or_positions(impl):
 
 def test_same_refuses_a_stride_under_a_kernel_of_one(impl):
     # No zero is needed here, and yet the output would be shorter than the input.
-    with pytest.raises(ValueError, match=r"\b2\b"):
+    with pytest.raises(ValueError, match=r"(?i)\bstrid|\b2\b"):
         impl.conv1d(signal(2, 3, 11), signal(5, 3, 1), stride=2, padding="same")
 
 
@@ -379,6 +386,16 @@ def test_autograd_reaches_whoever_asks(impl, name, options):
         )
 
 
+@pytest.mark.parametrize("name", ["conv1d_functional", "conv1d"])
+def test_autograd_where_an_input_is_all_zeros(impl, name):
+    names = ("x", "weight", "bias")
+    for zeros in names:
+        inputs = dict(zip(names, (signal(4, 3, 11), signal(5, 3, 4), signal(5)), strict=True))
+        inputs[zeros].zero_()
+        behaviour = f"{name} where {zeros} is all zeros"
+        assert_gradients_reach(getattr(impl, name), F.conv1d, inputs, names, behaviour)
+
+
 def test_autograd_without_a_bias(impl):
     x, weight = signal(4, 3, 11).requires_grad_(), signal(5, 3, 4).requires_grad_()
     expected = torch.autograd.grad(F.conv1d(x, weight).sum(), (x, weight))
@@ -469,6 +486,14 @@ def test_a_signal_that_is_its_own_filter(impl):
     assert_all_match(actual, expected, "conv1d_backward of x with x as the weight")
 
 
+@pytest.mark.parametrize("name", ["conv1d_functional", "conv1d"])
+def test_a_transpose_that_starts_at_the_same_address(impl, name):
+    x, weight, function = signal(4, 4, 9), signal(4, 4, 3), getattr(impl, name)
+    for one, other in ((x, weight), (x.transpose(0, 1), weight), (x, weight.transpose(0, 1))):
+        behaviour = f"{name} of the same memory, transposed"
+        assert_matches(function(one, other), F.conv1d(one, other), behaviour)
+
+
 # 6,000 products, and for the weight as many: each of a float16 has 11 bits. A solution that rounds
 # once for each tap is off by less than half of what is allowed here, and one that rounds at each
 # channel by more than twice as much.
@@ -491,6 +516,19 @@ def test_gradients_of_many_filters_in_few_bits(impl, dtype, atol):
     expected, _, _ = backward(grad_out.double(), x.double(), weight.double(), 1, 0, 1)
     behaviour = f"dx of 1,500 filters in {dtype}"
     assert_matches(dx, expected.to(dtype), behaviour, rtol=0, atol=atol)
+
+
+# Sums of thousands of positive terms, so small that a sum in few bits stands still at last.
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float16, 5e-3), (torch.bfloat16, 4e-2)])
+def test_gradients_of_many_positions_in_few_bits(impl, dtype, rtol):
+    for n, length in ((2, 8003), (1000, 11)):
+        shapes = (n, 5, length - 3), (n, 3, length), (5, 3, 4)
+        inputs = [(0.2 + 0.2 * torch.rand(shape)).to(dtype) for shape in shapes]
+        _, *actual = impl.conv1d_backward(*inputs, 1, 0, 1)
+        _, *expected = backward(*(tensor.double() for tensor in inputs), 1, 0, 1)
+        for what, ours, theirs in zip(("dweight", "dbias"), actual, expected, strict=True):
+            behaviour = f"{what} in {dtype} for {n} signals of {length}"
+            assert_matches(ours, theirs.to(dtype), behaviour, rtol=rtol)
 
 
 @pytest.mark.parametrize(("dtype", "large"), [(torch.bfloat16, 1e18), (torch.float64, 1e150)])

@@ -30,10 +30,10 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the adapted layer's output, (..., out), for `x`, (..., in)."""
-        if self.merged:
-            return self.base(x)
         x = self.dropout(x)
         out = self.base(x)
+        if self.merged:
+            return out
         low_rank = F.linear(x, self.lora_A)
         return out + self.scale * F.linear(low_rank, self.lora_B)
 

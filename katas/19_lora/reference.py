@@ -30,9 +30,9 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the adapted layer's output, (..., out), for `x`, (..., in)."""
-        if self.merged:
-            return self.base(x)
         out = self.base(x)
+        if self.merged:
+            return out
         low_rank = F.linear(self.dropout(x), self.lora_A)
         return out + self.scale * F.linear(low_rank, self.lora_B)
 

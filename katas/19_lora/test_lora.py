@@ -1,5 +1,7 @@
+import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -150,6 +152,8 @@ def test_lora_A_starts_at_random(impl):
     )
     again = impl.LoRALinear(nn.Linear(in_features, OUT), 16, 8)
     assert not torch.equal(layer.lora_A, again.lora_A), "two new layers have the same lora_A"
+    for which, vectors in (("rows", layer.lora_A), ("columns", layer.lora_A.T)):
+        assert len(vectors.unique(dim=0)) == len(vectors), f"a new lora_A has {which} that repeat"
 
 
 def test_lora_B_starts_at_zero(impl):
@@ -271,6 +275,28 @@ def test_dropout_is_off_in_eval(impl):
     )
 
 
+def test_dropout_of_everything(impl):
+    layer = adapted(impl, dropout=1.0).train()
+    x = torch.randn(11, IN, requires_grad=True)
+    out = layer(x)
+    assert_matches(out, base_output(layer, x), "the training output with p = 1", atol=ATOL)
+    grad_out = torch.randn(11, OUT)
+    leaves = [x, layer.lora_A, layer.lora_B]
+    expected = grad_out @ weight_of(layer), torch.zeros(R, IN), torch.zeros(OUT, R)
+    for name, ours, theirs in zip(("x", "lora_A", "lora_B"), gradients(out, leaves, grad_out),
+                                  expected, strict=True):  # fmt: skip
+        assert_matches(ours, theirs, f"the gradient of {name} with p = 1", atol=ATOL)
+
+
+def test_dropout_does_not_depend_on_autograd(impl):
+    layer = adapted(impl, dropout=1.0).train()
+    x = torch.randn(11, IN)
+    with torch.no_grad():
+        actual = layer(x)
+    expected = base_output(layer, x)
+    assert_matches(actual, expected, "the training output under no_grad with p = 1", atol=ATOL)
+
+
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_the_input_is_left_as_it_was(impl, mode):
     layer = getattr(adapted(impl, dropout=0.25), mode)()
@@ -347,11 +373,55 @@ def test_the_merged_output_is_that_of_the_base_alone(impl):
 
 
 def test_training_mode_while_merged(impl):
-    layer = adapted(impl)
+    layer = adapted(impl, dropout=0.25)
     layer.merge()
-    x = torch.randn(11, IN)
+    x, weight = torch.randn(11, IN), weight_of(layer)
     before = layer(x).detach()
-    assert_matches(layer.train()(x), before, "the merged output in training mode", atol=ATOL)
+    for mode in ("train", "eval"):
+        actual = getattr(layer, mode)()(x)
+        assert_matches(actual, before, f"the merged output after {mode}()", atol=ATOL)
+        assert layer.merged, f"{mode}() unmerges a merged layer"
+        assert_matches(layer.base.weight, weight, f"the merged weight after {mode}()", atol=0)
+    layer.unmerge()
+    weight = weight_of(layer)
+    for mode in ("train", "eval"):
+        getattr(layer, mode)()
+        assert not layer.merged, f"{mode}() merges an unmerged layer"
+        assert_matches(layer.base.weight, weight, f"the unmerged weight after {mode}()", atol=0)
+
+
+def test_each_layer_is_merged_by_itself(impl):
+    layer, other = adapted(impl), adapted(impl)
+    x = torch.randn(11, IN)
+    expected = other(x).detach()
+    layer.merge()
+    assert not other.merged, "merging one layer says that another is merged"
+    assert_matches(other(x), expected, "the output once another layer is merged", atol=ATOL)
+    twin = copy.deepcopy(layer)
+    assert twin.merged, "a copy of a merged layer is not merged"
+    before = layer(x).detach()
+    twin.unmerge()
+    assert layer.merged, "unmerging a copy says that the layer is unmerged"
+    assert_matches(layer(x), before, "the output once a copy was unmerged", atol=ATOL)
+    with torch.no_grad():
+        twin.lora_B.zero_()
+        twin.base.weight.zero_()
+    assert_matches(layer(x), before, "the output once a copy's weights were changed", atol=ATOL)
+    layer.unmerge()
+    assert_matches(layer(x), before, "the output once a copy was changed, unmerged", atol=ATOL)
+    zero = torch.zeros(11, OUT) + twin.base.bias.detach()
+    assert_matches(twin(x), zero, "the output of a copy whose weights are zero", atol=ATOL)
+
+
+def test_unmerge_restores_a_weight_that_was_changed_before(impl):
+    layer = adapted(impl)
+    with torch.no_grad():
+        layer.base.weight.mul_(-2)
+    before = weight_of(layer)
+    layer.merge()
+    layer.unmerge()
+    behaviour = "the weight, changed after the layer was made, then merged and unmerged"
+    assert_matches(layer.base.weight, before, behaviour, atol=ATOL)
 
 
 def test_merging_twice_is_merging_once(impl):
@@ -511,7 +581,7 @@ def test_a_call_uses_the_parameters_as_they_are(impl, grad, mode):
     assert_matches(layer(torch.ones(IN)), before, "the output, merged after all that", atol=ATOL)
 
 
-@pytest.mark.parametrize("alpha", [0, 0.0, 1, -3, -0.5, 1000])
+@pytest.mark.parametrize("alpha", [0, 0.0, 1, -3, -0.5, 1000, np.float64(0.7), np.int64(-4)])
 def test_any_alpha(impl, alpha):
     layer = adapted(impl, alpha=alpha, dtype=torch.float64)
     x = torch.randn(11, IN, dtype=torch.float64)
@@ -562,6 +632,23 @@ def test_gradients_while_dropout_acts(impl):
     assert_matches(da, expected, "the gradient of lora_A while dropout acts", atol=1e-6)
     expected = ALPHA / R * grad_out.T @ dropped @ a.T
     assert_matches(db, expected, "the gradient of lora_B while dropout acts", atol=1e-6)
+
+
+def test_a_layer_that_is_moved_to_another_dtype(impl):
+    layer = adapted(impl)
+    layer(torch.randn(2, IN))
+    layer.double()
+    x = torch.randn(11, IN, dtype=torch.float64)
+    expected = expected_output(layer, x, ALPHA / R)
+    assert_matches(layer(x), expected, "the output after double()", atol=1e-6)
+    layer.merge()
+    assert_matches(layer(x), expected, "the merged output after double()", atol=1e-6)
+
+
+def test_base_is_the_layer_that_was_given(impl):
+    base = nn.Linear(IN, OUT)
+    layer = impl.LoRALinear(base, R, ALPHA)
+    assert layer.base is base, "`base` is another layer than the one that was given"
 
 
 def test_many_rows_and_features(impl):

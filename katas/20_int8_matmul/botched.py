@@ -47,12 +47,12 @@ def int8_matmul(
     """
     a, b = a.contiguous(), b.contiguous()
     k = a.shape[1]
-    sum_a = torch._int_mm(a, a.new_ones(k, 1)).double()
-    sum_b = torch._int_mm(b.new_ones(1, k), b).double()
-    acc = (a @ b).double()
+    sum_a = a.sum(1, keepdim=True)  # int64, as torch sums any smaller integers
+    sum_b = b.sum(0)
+    acc = (a @ b).long()
     acc -= zp_a * sum_a
     acc -= zp_b * (sum_b - k * zp_a)
-    return _to_int8(acc.mul_(scale_a * scale_b / scale_c), zp_c)
+    return _to_int8(acc.double() * (scale_a * scale_b / scale_c), zp_c)
 
 
 def _to_int8(steps: Tensor, zero_point: int) -> Tensor:

@@ -14,10 +14,10 @@ from dojo.testing import (
 # How near to a half a number of steps may be for the brief to let it go to either side: float32
 # arithmetic in three operations on numbers below 256 is wrong by less than 0.00005.
 HAIR = 1e-4
-# M, K and N differ, and each is 1 once.
-SIZES = [(1, 7, 3), (5, 1, 2), (3, 9, 1), (17, 33, 8), (2, 300, 3)]
+# M, K and N differ, and each is 1 once; the last two are square, for sums along the wrong axis.
+SIZES = [(1, 7, 3), (5, 1, 2), (3, 9, 1), (17, 33, 8), (2, 300, 3), (4, 7, 4), (6, 6, 6)]
 # Zero points of a, b and c.
-ZERO_POINTS = [(0, 0, 0), (5, -7, 3), (-128, 11, -20), (-3, 127, 0)]
+ZERO_POINTS = [(0, 0, 0), (5, -7, 3), (-128, 11, -20), (-3, 127, 0), (-9, -9, -9), (6, 6, 6)]
 
 
 def codes(*shape):
@@ -105,7 +105,21 @@ def test_quantize_saturates(impl):
     )
 
 
-@pytest.mark.parametrize("zero_point", [5, -5])
+@pytest.mark.parametrize("zero_point", [0, 3, 127, -128])
+def test_quantize_of_every_half_step(impl, zero_point):
+    steps = torch.arange(-600, 601) / 2
+    expected = (steps.double().round() + zero_point).clamp(-128, 127).to(torch.int8)
+    behaviour = f"quantize of half steps from -300 to 300, zero point {zero_point}"
+    assert_matches(impl.quantize(steps * 0.25, 0.25, zero_point), expected, behaviour)
+    b = torch.arange(-128, 128).to(torch.int8)[None]
+    for factor in (1, 2, 3, 5):
+        expected = ((factor * b.double() / 2).round() + zero_point).clamp(-128, 127).to(torch.int8)
+        actual = impl.int8_matmul(int8([[factor]]), b, 0.5, 1.0, 1.0, 0, 0, zero_point)
+        behaviour = f"halves of {factor} times each code, zero point {zero_point} for c"
+        assert_matches(actual, expected, behaviour)
+
+
+@pytest.mark.parametrize("zero_point", [5, -5, 127, -128])
 def test_quantize_saturates_far_values(impl, zero_point):
     x = torch.tensor([3e9, 1e20, 1e30, torch.inf, -3e9, -1e20, -1e30, -torch.inf])
     expected = int8([127] * 4 + [-128] * 4)
@@ -167,6 +181,9 @@ WEIGHTS_AND_AXES = [
     ((1, 5), 1),
     ((5, 1), 1),
     ((3, 1, 4), 1),
+    ((4, 4), 0),
+    ((4, 4), 1),
+    *(((3, 3, 3, 3), axis) for axis in range(4)),
     ((3, 1000), 0),
     ((1000, 3), 1),
 ]
@@ -525,6 +542,37 @@ def test_matmul_keeps_every_digit_of_a_large_sum(impl, sign, zp_a, zp_b):
     actual = impl.int8_matmul(a, b, 2.0**-13, 2.0**-13, 1.0, zp_a, zp_b, 0)
     behaviour = f"a sum of {sign * (2**25 + 1)} at 2 ** -26, zero points {zp_a} and {zp_b}"
     assert_matches(actual, int8([[sign]]), behaviour)
+
+
+@pytest.mark.parametrize("zero_point", [-127, 127])
+def test_matmul_keeps_every_digit_of_far_codes(impl, zero_point):
+    # A product of 1, then 520 of 254 squared and one of 6,112: in all 2 ** 25 + 1. The one is lost
+    # in any float32 that holds more than 260 of them.
+    sign = -1 if zero_point > 0 else 1
+    a = int8([[zero_point + sign * n for n in [1] + [254] * 520 + [191]]])
+    b = int8([[zero_point + sign * n] for n in [1] + [254] * 520 + [32]])
+    actual = impl.int8_matmul(a, b, 2.0**-13, 2.0**-13, 1.0, zero_point, zero_point, 0)
+    behaviour = f"a sum of {2**25 + 1} at 2 ** -26, zero points {zero_point}"
+    assert_matches(actual, int8([[1]]), behaviour)
+
+
+def test_a_transpose_that_starts_at_the_same_address(impl):
+    a, b = codes(6, 6), codes(6, 6)
+    for one, other in ((a, b), (a, b.T), (a.T, b), (a.T, b.T)):
+        arguments = one, other, 0.25, 0.5, 64.0, 4, -2, 1
+        behaviour = "int8_matmul of the same memory, transposed"
+        assert_matches(impl.int8_matmul(*arguments), multiplied(*arguments), behaviour)
+    w = weights((5, 5), 0)
+    for name, tensor, axis in (("w", w, 0), ("w transposed", w.T, 0), ("w again", w, 1)):
+        q, scales = impl.quantize_per_channel(tensor, axis)
+        check_per_channel(q, scales, tensor, axis, f"{name} along axis {axis}")
+    x = torch.randn(5, 5) * 20
+    for tensor in (x, x.T):
+        behaviour = "quantize of the same memory, transposed"
+        assert_matches(impl.quantize(tensor, 0.25, 3), quantized(tensor, 0.25, 3), behaviour)
+        q = a if tensor is x else a.T
+        behaviour = "dequantize of the same memory, transposed"
+        assert_matches(impl.dequantize(q, 0.25, 3), dequantized(q, 0.25, 3), behaviour)
 
 
 def test_per_channel_of_weights_at_the_edge_of_float32(impl):

@@ -370,6 +370,16 @@ def test_gradients_reach_whoever_asks(impl, name, volumes, kernels, options):
         )
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_where_an_input_is_all_zeros(impl, name):
+    names = ("x", "weight", "bias")
+    for zeros in names:
+        inputs = dict(zip(names, arguments((2, 3, 5, 6, 7), (4, 3, 2, 1, 3)), strict=True))
+        inputs[zeros].zero_()
+        behaviour = f"{name} where {zeros} is all zeros"
+        assert_gradients_reach(getattr(impl, name), F.conv3d, inputs, names, behaviour)
+
+
 @pytest.mark.parametrize(("volumes", "kernels", "options"), GRADIENTS)
 def test_gradients_without_a_bias(impl, volumes, kernels, options):
     x, weight = (tensor.requires_grad_() for tensor in arguments(volumes, kernels)[:2])
@@ -442,6 +452,15 @@ def test_volumes_that_are_their_own_kernels(impl):
     assert_matches(
         impl.conv3d(x, x, padding=(1, 0, 2)), expected, "conv3d of x with x as the weight"
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_transpose_that_starts_at_the_same_address(impl, name):
+    x, weight, _ = arguments((4, 4, 3, 5, 6), (4, 4, 2, 1, 3))
+    function = getattr(impl, name)
+    for one, other in ((x, weight), (x.transpose(0, 1), weight), (x, weight.transpose(0, 1))):
+        behaviour = f"{name} of the same memory, transposed"
+        assert_matches(function(one, other), F.conv3d(one, other), behaviour)
 
 
 # 9,000 products, each about one before they are scaled. A solution that rounds once for each tap is

@@ -46,12 +46,11 @@ def int8_matmul(
     100,000. Jacob et al., 2017, section 2.3: https://arxiv.org/abs/1712.05877
     """
     a, b = a.contiguous(), b.contiguous()
-    k = a.shape[1]
     sum_a = a.sum(1, keepdim=True)  # int64, as torch sums any smaller integers
     sum_b = b.sum(0)
     acc = torch._int_mm(a, b).long()
     acc -= zp_a * sum_b
-    acc -= zp_b * (sum_a - k * zp_a)
+    acc -= zp_b * (sum_a - a.shape[1] * zp_a)
     return _to_int8(acc.double() * (scale_a * scale_b / scale_c), zp_c)
 
 

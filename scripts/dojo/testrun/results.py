@@ -27,7 +27,7 @@ class TestResult:
     name: str
     outcome: Outcome
     message: str
-    seconds: float
+    seconds: float  # of processor time
     revision: str = ""  # of the implementation's text that was tested
     raised: bool = False  # an exception ended it, other than an assertion or a warning
 

@@ -71,7 +71,7 @@ def test_every_kata_of_the_project_is_well_formed(folder):
     [
         ("01_rope", "01_rope: 01_scale has the same number or the same word"),
         ("02_scale", "01_scale: 02_scale has the same number or the same word"),
-        ("rope", "rope: a kata's folder is called like 40_rope"),
+        ("rope", "rope: a kata's folder is called like 60_alibi"),
     ],
 )
 def test_two_katas_of_one_name_are_refused(project, name, reason):

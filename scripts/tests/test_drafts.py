@@ -29,19 +29,19 @@ def cli(project):
 def draft(project):
     """A draft that is alone in its project."""
     shutil.rmtree(project.katas / "01_scale")
-    skeleton.create(project, "rope")
-    return catalogue.find(project, "rope")
+    skeleton.create(project, "alibi")
+    return catalogue.find(project, "alibi")
 
 
 def test_verify_counts_what_is_left_of_a_draft_and_names_it_on_request(cli, draft):
     result = cli("verify")
     assert result.exit_code == 0, result.output
     assert "1 of 1" in result.output  # its bug is planted all the same
-    left = [line for line in cli("verify", "rope").output.splitlines() if "01_rope: " in line]
-    assert f"01_rope is a draft: {len(left)} things are left" in result.output
-    assert "scripts/verify.sh 01_rope names them" in result.output
+    left = [line for line in cli("verify", "alibi").output.splitlines() if "01_alibi: " in line]
+    assert f"01_alibi is a draft: {len(left)} things are left" in result.output
+    assert "scripts/verify.sh 01_alibi names them" in result.output
     assert all("TODO" in line or "at least 6 bugs" in line for line in left), left
-    assert cli("verify", "rope").exit_code == 1
+    assert cli("verify", "alibi").exit_code == 1
 
 
 def test_a_draft_is_never_chosen_and_its_mutants_are_not_tried(cli, draft, tmp_path):
@@ -53,14 +53,14 @@ def test_a_draft_is_never_chosen_and_its_mutants_are_not_tried(cli, draft, tmp_p
     history.close()
     result = cli("verify", "--mutants")
     assert result.exit_code == 0, result.output
-    assert "mutants not tried, for they are drafts: 01_rope" in result.output
+    assert "mutants not tried, for they are drafts: 01_alibi" in result.output
 
 
 def test_list_shows_a_draft_and_the_readme_does_not(cli, project, draft):
     assert "draft" in cli("list").output
     project.readme.write_text("<!-- katas: by list -->\n<!-- end of katas -->\n")
     assert "wrote 0 rows" in cli("list", "--readme").output
-    assert "rope" not in project.readme.read_text()
+    assert "alibi" not in project.readme.read_text()
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def checkout(tmp_path):
     """A copy of what is checked in, with a draft beside the katas."""
     copy = REAL.copied_to(tmp_path / "checkout", "katas", "scripts/tests")
     shutil.copy(REAL.readme, copy.readme)
-    skeleton.create(copy, "rope")
+    skeleton.create(copy, "alibi")
     return copy
 
 
@@ -84,7 +84,7 @@ def test_a_new_kata_turns_no_test_of_the_project_red(checkout):
         )
         assert done.returncode == 0, done.stdout
 
-    (folder,) = checkout.katas.glob("*_rope")
+    (folder,) = checkout.katas.glob("*_alibi")
     run("ruff", "check", str(folder))
     run("ruff", "format", "--check", str(folder))
     names = ("catalogue", "fresh", "planning", "readme")

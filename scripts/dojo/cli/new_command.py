@@ -14,8 +14,8 @@ def command(project: Project, name: str) -> None:
     """Make the folder of a new kata; `kata verify` then says what is still missing.
 
     \b
-    Example: kata new rope
-    Example: kata new 40_rope
+    Example: kata new alibi
+    Example: kata new 60_alibi
     """
     folder = skeleton.create(project, name)
     made = folder.relative_to(project.root)

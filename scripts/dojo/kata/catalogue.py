@@ -24,7 +24,7 @@ def load_all(project: Project) -> list[Kata]:
     folders = kata_folders(project)
     for folder in folders:
         if not NAME.fullmatch(folder.name):
-            raise CatalogueError(f"{folder}: a kata's folder is called like 40_rope")
+            raise CatalogueError(f"{folder}: a kata's folder is called like 60_alibi")
         if other := taken_by(folder.name, folders):
             raise CatalogueError(
                 f"{folder}: {other.name} has the same number or the same word; rename one"

@@ -77,7 +77,7 @@ def create(project: Project, name: str) -> Path:
         numbers = [int(f.name[:2]) for f in folders if catalogue.NAME.fullmatch(f.name)]
         name = f"{max(numbers, default=0) + 1:02}_{name}"
     if not catalogue.NAME.fullmatch(name):
-        raise DojoError(f"{name!r} is no name for a kata: write rope or 40_rope, in lower case")
+        raise DojoError(f"{name!r} is no name for a kata: write alibi or 60_alibi, in lower case")
     folder = project.katas / name
     if folder.exists():
         raise DojoError(f"{folder} exists already")

@@ -23,23 +23,23 @@ def next_token_probs(
         tensor([[0.6250, 0.0000, 0.3750, 0.0000]])
     """
     if temperature == 0:
-        return torch.nn.functional.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float()
-    probs = (logits.float() / temperature).softmax(dim=-1)
+        return torch.nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).float()
+    probs = (logits.float() / temperature).softmax(dim=1)
     if top_k is not None or top_p is not None:
-        order = logits.argsort(dim=-1, descending=True, stable=True)
-        ranked = probs.gather(-1, order)
+        order = logits.argsort(dim=1, descending=True, stable=True)
+        ranked = probs.gather(1, order)
         if top_k is not None:
             ranked[:, top_k:] = 0
         if top_p is not None and top_p < 1:
-            total = ranked.sum(dim=-1, keepdim=True)
-            ahead = ranked.cumsum(dim=-1) - ranked
+            total = ranked.sum(dim=1, keepdim=True)
+            ahead = ranked.cumsum(dim=1) - ranked
             dropped = ahead >= top_p * total
             dropped[:, 0] = False
             ranked[dropped] = 0
-        probs.scatter_(-1, order, ranked)
+        probs.scatter_(1, order, ranked)
     if min_p is not None:
-        probs[probs < min_p * probs.amax(dim=-1, keepdim=True)] = 0
-    return probs / probs.sum(dim=-1, keepdim=True)
+        probs[probs < min_p * probs.amax(dim=1, keepdim=True)] = 0
+    return probs / probs.sum(dim=1, keepdim=True)
 
 
 def repetition_penalty(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
@@ -48,9 +48,9 @@ def repetition_penalty(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
     `ids` is int64; the dtype of `logits` is kept. A penalty below 1 makes them more likely.
     Keskar and others, 2019: https://arxiv.org/abs/1909.05858
     """
-    seen = logits.gather(-1, ids)
+    seen = logits.gather(1, ids)
     penalised = torch.where(seen > 0, seen / penalty, seen * penalty)
-    return logits.scatter(-1, ids, penalised)
+    return logits.scatter(1, ids, penalised)
 
 
 def generate(
@@ -70,7 +70,7 @@ def generate(
     ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
     for _ in range(max_new_tokens):
         chosen = choose(step(ids)).masked_fill(ended, pad_id)
-        ids = torch.cat([ids, chosen[:, None]], dim=-1)
+        ids = torch.cat([ids, chosen[:, None]], dim=1)
         ended |= chosen == eos_id
         if ended.all():
             break

@@ -88,9 +88,7 @@ class AdamW:
         if sizes != saved_sizes:
             raise ValueError(f"the groups have {saved_sizes} parameters, and here {sizes}")
         for group, saved in zip(self.param_groups, saved_groups, strict=True):
-            group.update(
-                {name: saved[name] for name in group if name in saved and name != "params"}
-            )
+            group.update({name: saved[name] for name in _OPTIONS})
         self._state = {
             p: _loaded(state_dict["state"][number], _wide(p.dtype))
             for number, p in enumerate(self._parameters())

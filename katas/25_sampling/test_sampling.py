@@ -269,15 +269,13 @@ def test_rows_do_not_mix(impl):
     # One row far above the others, one nearly certain, one nearly level.
     logits = log([0.96, 0.01, 0.01, 0.01, 0.01], [0.26, 0.25, 0.2, 0.15, 0.14])
     logits = torch.cat([logits, logits.flip(1) + 60, logits[1:] - 60])
-    for options in ((1.0, None, 0.66, None), (1.0, None, None, 0.55), (0.9, 4, 0.7, 0.1), (0, 2)):
+    for options in ((1.0, None, 0.66, None), (1.0, None, None, 0.55), (0.9, 4, 0.7, 0.1)):
         together = impl.next_token_probs(logits, *options)
         for row in range(5):
             alone = impl.next_token_probs(logits[row : row + 1], *options)
-            behaviour = f"row {row} beside others under {options}"
+            behaviour = f"row {row} beside others under {named(options)}"
             assert_probs(together[row : row + 1], alone, behaviour)
-        check(impl, logits, options, f"rows of other levels under {options}") if options[
-            0
-        ] else None
+        check(impl, logits, options, f"rows of other levels under {named(options)}")
 
 
 def test_logits_of_any_size(impl):
@@ -329,10 +327,10 @@ def test_many_rows(impl):
     expected = logits.double().softmax(-1).float()
     actual = impl.next_token_probs(logits)
     assert_matches(actual, expected, "33,000 rows of 3 tokens", rtol=1e-4)
-    logits = logits[:3_000]
+    logits = logits[:1_000]
     actual = impl.next_token_probs(logits, top_k=1, top_p=0.5, min_p=0.5)
     expected = torch.eye(3)[logits.argmax(-1)]
-    assert_matches(actual, expected, "3,000 rows of 3 tokens under top_k 1", rtol=1e-4)
+    assert_matches(actual, expected, "1,000 rows of 3 tokens under every filter", rtol=1e-4)
 
 
 # The repetition penalty.
@@ -570,7 +568,7 @@ def test_no_new_tokens_still_make_a_new_tensor(impl):
 
 def test_drawn_tokens_follow_the_distribution(impl):
     # Two rounds: the second token's distribution goes by the first.
-    rows, options = 4_000, (0.8, 4, 0.9, 0.1)
+    rows, options = 2_000, (0.8, 4, 0.9, 0.1)
     table = 1.5 * torch.sin(torch.arange(25.0)).view(5, 5)
     probs, _ = oracle(table, *options)
 

@@ -171,13 +171,18 @@ def test_a_count_follows_a_run_that_failed(kata, runner):
 class SlowCount(SlowRunner):
     """Runs the file at once, and other texts until it is cancelled."""
 
+    def __init__(self):
+        super().__init__()
+        self.counts = threading.Event()
+
     def run(self, kata, implementation=None, seed=0, **options):
         if implementation is None:
             self.runs += 1
             content = kata.botched.read_bytes()
             return RunResult(Verdict.FAILED, (), "", 0.0, revision(content))
-        self._cancel.clear()
+        self.counts.set()
         self._cancel.wait(10)
+        self._cancel.clear()
         return RunResult(Verdict.CANCELLED, (), "cancelled", 0.0)
 
 
@@ -188,6 +193,7 @@ def test_a_save_ends_a_count(kata):
         next_of(Ran, events)
         kata.botched.write_text(kata.correct_source.replace("x * factor", "factor - x"))
         next_of(Ran, events)
+        assert runner.counts.wait(10)
         started = time.monotonic()
         kata.botched.write_text(kata.correct_source.replace("x * factor", "x - factor"))
         next_of(Ran, events)

@@ -167,7 +167,13 @@ class Watching:
             return
         text = content.decode("utf-8", errors="replace")
         passes = by_runs(self._kata, self._runner, seed)
-        count = count_gone(self._kata.correct_source, planted, text, passes)
+        count = count_gone(
+            self._kata.correct_source,
+            planted,
+            text,
+            # A save between two runs has none to cancel.
+            lambda candidate, bug: None if self._again else passes(candidate, bug),
+        )
         if count is not None:
             self._happened.put(Counted(count))
 

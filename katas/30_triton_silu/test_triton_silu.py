@@ -1,14 +1,10 @@
-import contextlib
-import math
 from functools import partial
-from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from dojo.kernels import DEVICE, guarded, run, speed
+from dojo.kernels import DEVICE, guarded, room, run, speed
 from dojo.testing import (
     assert_any_layout,
     assert_any_mode,
@@ -90,76 +86,6 @@ def into(impl):
         return out
 
     return call
-
-
-def room(call, needed):
-    """Return how many elements the programs that `call` launches could write, up to `needed`.
-
-    To run them all takes the interpreter minutes. So the first, the last and one in the middle of
-    each launch run, and the one that writes most stands for the others. Nothing is stored, so that
-    a kernel which would write elsewhere does no harm here.
-    """
-    from triton.runtime.interpreter import GridExecutor
-    from triton.runtime.interpreter import interpreter_builder as builder
-
-    launch, size, begin = GridExecutor.__call__, builder.set_grid_dim, builder.set_grid_idx
-    total = programs = stores = 0
-    chosen, written = [], []
-
-    class Enough(BaseException):
-        """Ends a launch; an Exception would be wrapped."""
-
-    def sized(*grid):
-        nonlocal programs, chosen
-        if max(grid[1:]) > 65_535:
-            pytest.fail(f"a GPU has no grid of {grid}: 65,535 is the most along its second axis")
-        programs = math.prod(grid)
-        chosen = sorted({0, programs // 2, programs - 1}, reverse=True)
-        size(*grid)
-
-    def begun(*_):
-        nonlocal stores
-        if not chosen:
-            raise Enough
-        stores = 0
-        written.append(0)
-        begin(*map(int, np.unravel_index(chosen.pop(), builder.grid_dim)))
-
-    def count(pointers, mask):
-        nonlocal stores
-        stores += 1
-        written[-1] += np.count_nonzero(np.broadcast_to(mask.data, pointers.data.shape))
-        if stores == 30:  # this one has a loop over the rest
-            written[-1] = needed
-        if total + programs * written[-1] >= needed:
-            raise Enough
-
-    def stored(pointers, value, mask, *_):
-        count(pointers, mask)
-
-    def added(operation, pointers, value, mask, *_):
-        count(pointers, mask)
-        return value
-
-    def launched(*args, **kwargs):
-        nonlocal total
-        written.clear()
-        with contextlib.suppress(Enough):
-            launch(*args, **kwargs)
-        total += programs * max(written, default=0)
-
-    with contextlib.ExitStack() as stack:
-        for owner, name, patch in [
-            (GridExecutor, "__call__", launched),
-            (builder, "set_grid_dim", sized),
-            (builder, "set_grid_idx", begun),
-            (builder, "create_masked_store", stored),
-            (builder, "create_atomic_rmw", added),
-        ]:
-            stack.enter_context(mock.patch.object(owner, name, patch))
-        stack.enter_context(np.errstate(all="ignore"))
-        call()
-    return total
 
 
 def check_room(call, x, name):

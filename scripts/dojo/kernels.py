@@ -7,6 +7,7 @@ interpreted on the CPU. https://triton-lang.org/main/programming-guide/chapter-3
 import contextlib
 import inspect
 import json
+import math
 import os
 import subprocess
 import sys
@@ -411,3 +412,97 @@ def interpreted(function: Callable[[ModuleType], Any], impl: ModuleType) -> Any:
     )
     assert done.returncode == 0, f"under the interpreter:\n{done.stderr[-2000:]}"
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def room(call: Callable[[], object], needed: int) -> int:
+    """Return how many elements the programs that `call` launches could write, up to `needed`.
+
+    To run them all takes the interpreter minutes. So the first, the last and one in the middle of
+    each launch run, and the one that writes most stands for the others. Nothing is stored, so that
+    a kernel which would write elsewhere does no harm here.
+    """
+    from triton.runtime.interpreter import GridExecutor
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    launch, size, begin = GridExecutor.__call__, builder.set_grid_dim, builder.set_grid_idx
+    total = programs = stores = 0
+    chosen: list[int] = []
+    written: list[int] = []
+
+    class Enough(BaseException):
+        """Ends a launch; an Exception would be wrapped."""
+
+    def sized(*grid: int) -> None:
+        nonlocal programs, chosen
+        if max(grid[1:]) > 65_535:
+            pytest.fail(f"a GPU has no grid of {grid}: 65,535 is the most along its second axis")
+        programs = math.prod(grid)
+        chosen = sorted({0, programs // 2, programs - 1}, reverse=True)
+        size(*grid)
+
+    def begun(*_: int) -> None:
+        nonlocal stores
+        if not chosen:
+            raise Enough
+        stores = 0
+        written.append(0)
+        begin(*map(int, np.unravel_index(chosen.pop(), builder.grid_dim)))
+
+    def count(pointers: Any, mask: Any) -> None:
+        nonlocal stores
+        stores += 1
+        written[-1] += int(np.count_nonzero(np.broadcast_to(mask.data, pointers.data.shape)))
+        if stores == 30:  # this one has a loop over the rest
+            written[-1] = needed
+        if total + programs * written[-1] >= needed:
+            raise Enough
+
+    def stored(pointers: Any, value: Any, mask: Any, *_: Any) -> None:
+        count(pointers, mask)
+
+    def added(operation: Any, pointers: Any, value: Any, mask: Any, *_: Any) -> Any:
+        count(pointers, mask)
+        return value
+
+    def launched(*args: Any, **kwargs: Any) -> None:
+        nonlocal total
+        written.clear()
+        with contextlib.suppress(Enough):
+            launch(*args, **kwargs)
+        total += programs * max(written, default=0)
+
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        patch.setattr(GridExecutor, "__call__", launched)
+        patch.setattr(builder, "set_grid_dim", sized)
+        patch.setattr(builder, "set_grid_idx", begun)
+        patch.setattr(builder, "create_masked_store", stored)
+        patch.setattr(builder, "create_atomic_rmw", added)
+        call()
+    return total
+
+
+@contextlib.contextmanager
+def tf32_as_on_a_gpu() -> Iterator[None]:
+    """Let the interpreter's `tl.dot` keep 11 bits of a float32 where a GPU would.
+
+    It is told which precision a kernel asks for, and works in float32 whatever that is.
+    """
+    from triton.runtime.interpreter import TensorHandle
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    dot = builder.create_dot
+
+    def rounded(x: Any) -> Any:
+        if x.data.dtype != np.float32:
+            return x
+        bits = np.ascontiguousarray(x.data).view(np.uint32) + np.uint32(1 << 12)
+        return TensorHandle((bits & np.uint32(-1 << 13 & 0xFFFFFFFF)).view(np.float32), x.dtype)
+
+    def rounding_dot(a: Any, b: Any, acc: Any, precision: Any, *rest: Any) -> Any:
+        if str(precision).endswith(".TF32"):
+            a, b = rounded(a), rounded(b)
+        return dot(a, b, acc, precision, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "create_dot", rounding_dot)
+        yield

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dojo.testing import (
+    HandDown,
     assert_all_match,
     assert_any_layout,
     assert_any_mode,
@@ -659,19 +660,6 @@ def test_gradients_where_not_all_ask(impl, asking, training):
         parts.append(gradients(layer(x), leaves, grad_out))
     behaviour = f"the gradients for {asking}, which alone ask for one, {training=}"
     assert_all_match(*parts, behaviour)
-
-
-class HandDown(torch.autograd.Function):
-    """A step of a net that hands down the very tensor `grad_out`, as a longer one may do."""
-
-    @staticmethod
-    def forward(ctx, out, grad_out):
-        ctx.grad_out = grad_out
-        return out.sum()
-
-    @staticmethod
-    def backward(ctx, _):
-        return ctx.grad_out, None
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from dojo.testing import (
+    HandDown,
     assert_any_layout,
     assert_any_mode,
     assert_matches,
@@ -527,19 +528,6 @@ def test_gradients_of_one_tensor_in_several_places(impl, name, causal):
         (expected,) = gradients(formula(*places, allowed), [x], grad_out)
         behaviour = f"the gradient of one tensor as {what} of {name}, causal={causal}"
         assert_matches(actual, expected, behaviour, atol=1e-6)
-
-
-class HandDown(torch.autograd.Function):
-    """A step of a net that hands down the very tensor `grad_out`, as a longer one may do."""
-
-    @staticmethod
-    def forward(ctx, out, grad_out):
-        ctx.grad_out = grad_out
-        return out.sum()
-
-    @staticmethod
-    def backward(ctx, _):
-        return ctx.grad_out, None
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

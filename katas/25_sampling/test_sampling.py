@@ -9,6 +9,7 @@ from dojo.testing import (
     assert_matches,
     assert_repeatable,
     golden,
+    layouts,
     unchanged,
 )
 
@@ -626,11 +627,8 @@ def test_calls_do_not_disturb_each_other(impl):
 
 
 def integer_layouts(x):
-    """Yield the same integers transposed, strided and expanded from the first row."""
-    yield "transposed", x, x.T.contiguous().T
-    wide = torch.full((len(x), 2 * x.shape[1] + 1), 77)
-    wide[:, 1::2] = x
-    yield "every other element of a wider tensor", x, wide[:, 1::2]
+    """Yield what layouts x may have, each with its values, and x's first row expanded."""
+    yield from ((layout, x, strided) for layout, strided in layouts(x))
     first = x[:1].expand(x.shape)
     yield "expanded from one row", first.clone(), first
 

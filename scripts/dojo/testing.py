@@ -285,6 +285,24 @@ def gradients(out: Tensor, inputs: Sequence[Tensor], grad_out: Tensor) -> tuple[
     return torch.autograd.grad((out * grad_out).sum(), inputs, retain_graph=True)
 
 
+class HandDown(torch.autograd.Function):
+    """A step of a net that hands down the very tensor `grad_out`, as a longer one may do.
+
+    HandDown.apply(out, grad_out).backward()
+    """
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, grad_out: Tensor) -> Tensor:
+        """Return any number: `backward` alone matters."""
+        ctx.grad_out = grad_out
+        return out.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        """Return the gradient for `out`."""
+        return ctx.grad_out, None
+
+
 @contextlib.contextmanager
 def unchanged(**tensors: Tensor) -> Iterator[None]:
     """Fail if the block changes one of the tensors, and name it."""

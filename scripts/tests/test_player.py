@@ -45,10 +45,14 @@ def test_a_run_is_recorded_and_judged(player):
 def test_a_run_that_broke_proves_nothing(player):
     broken = [outcome("test_scale[2.0]", Outcome.ERROR), outcome("test_shift", Outcome.SKIPPED)]
     assert player.record(RunResult(Verdict.BROKEN, tuple(broken), "", 0.2)).count is None
+    assert player.history.last_run(player.attempt().id).gone == ()
+    player.record_count(Count(("adds-factor",)))
     crashed = (outcome("test_shift", Outcome.PASSED),)
     judgement = player.record(RunResult(Verdict.CRASHED, crashed, "", 0.2))
     assert judgement.count is None
     assert not judgement.solved
+    # So a hint need not run the tests again, and is not about what is gone.
+    assert player.history.last_run(player.attempt().id).gone == ("adds-factor",)
 
 
 def test_a_reset_starts_a_new_attempt(player):

@@ -75,12 +75,16 @@ class Player:
     def record(self, run: RunResult) -> Judgement:
         """Record a run of the whole test file, and say whether it solves the kata.
 
-        If it does, every planted bug is gone; if not, `record_count` can tell later which are.
+        If it does, every planted bug is gone; if not, `record_count` can tell later which are. A
+        run that did not come to its end tells nothing: what was counted before stands.
         """
         attempt = self.attempt()
         planting = planting_of(self.kata, attempt)
         solved = run.verdict is Verdict.PASSED
         count = Count(tuple(bug.id for bug in planting.bugs)) if solved else None
+        gone = count.gone if count else None
+        if not run.whole:
+            gone = self.history.last_count(attempt.id)
         passed = sum(test.outcome is Outcome.PASSED for test in run.tests)
         skipped = sum(test.outcome is Outcome.SKIPPED for test in run.tests)
         self.history.add_run(
@@ -89,7 +93,7 @@ class Player:
                 run.revision,
                 passed,
                 len(run.tests) - passed - skipped,
-                count.gone if count else None,
+                gone,
                 solved,
                 run.seconds,
             ),

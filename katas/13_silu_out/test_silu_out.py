@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -103,6 +105,17 @@ def test_silu_of_large_numbers(impl):
     assert_matches(out, expected, "out after silu of (-10,000, -300, 300, 10,000)")
 
 
+def test_silu_of_every_magnitude(impl):
+    for dtype, rtol, atol in DTYPES:
+        limits = torch.finfo(dtype)
+        exponents = torch.arange(math.log2(limits.tiny), math.log2(limits.max) // 1)
+        x = torch.cat([2.0 ** exponents.double(), -(2.0 ** exponents.double())]).to(dtype)
+        out = poisoned(x)
+        impl.silu(x, out)
+        expected = F.silu(x.double()).to(dtype)
+        assert_matches(out, expected, f"silu of powers of two in {dtype}", rtol=rtol, atol=atol)
+
+
 def test_silu_leaves_x_alone(impl):
     x = numbers(3, 5)
     with unchanged(x=x):
@@ -138,6 +151,14 @@ def test_copy_takes_nan_and_infinities(impl):
     out = torch.full((5,), 3.0)
     impl.copy_into(x, out)
     assert_matches(out, x, "out after copy_into of NaN and infinities")
+
+
+def test_copy_keeps_the_sign_of_zero(impl):
+    x = torch.tensor([-0.0, 0.0, -0.0, 0.0])
+    out = torch.tensor([0.0, -0.0, -0.0, 0.0])
+    impl.copy_into(x, out)
+    signs = out.signbit().tolist()
+    assert signs == x.signbit().tolist(), f"copy_into of -0.0, 0.0, -0.0, 0.0: negative is {signs}"
 
 
 def test_copy_into_itself(impl):
@@ -176,6 +197,18 @@ def test_clamp_add_leaves_sums_between_its_bounds(impl):
     expected, out = x + y, poisoned(x)
     impl.clamp_add(x, y, -100.0, 100.0, out)
     assert_matches(out, expected, "out after clamp_add with the bounds -100 and 100")
+
+
+def test_clamp_add_at_both_ends_of_a_dtype(impl):
+    for dtype, *_ in DTYPES:
+        limits = torch.finfo(dtype)
+        large, small = limits.max, limits.smallest_normal * limits.eps
+        x = torch.tensor([0.875 * large, -0.875 * large, small, -3 * small, small], dtype=dtype)
+        y = torch.tensor([-0.625 * large, 0.625 * large, small, small, -2 * small], dtype=dtype)
+        expected, out = x + y, poisoned(x)
+        impl.clamp_add(x, y, -large, large, out)
+        what = f"clamp_add of the largest and the smallest numbers in {dtype}"
+        assert_matches(out, expected, what, rtol=0, atol=0)
 
 
 def test_clamp_add_leaves_x_and_y_alone(impl):

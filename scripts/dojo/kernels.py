@@ -54,23 +54,36 @@ def _let_tensors_be_bounds() -> None:
 
 
 def _patch_once_a_launch() -> None:
-    """Prepare the language once a launch, not at every call of a device function.
+    """Prepare the language once a launch, and look through it once for all launches.
 
-    The interpreter looks through all of `triton.language` each time a kernel calls `tl.sum` or a
-    function of its own, to put there what is there already: almost half of a kernel's time.
+    The interpreter looks through all of `triton.language` each time a kernel is launched or calls
+    `tl.sum` or a function of its own, to put there what is there already: half of a kernel's time.
     """
     from triton.runtime import interpreter
 
     languages = (interpreter.tl, interpreter.tl.core)
     patch, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
     patched: set[ModuleType] = set()  # in this launch
+    known: dict[frozenset[ModuleType], tuple[Any, list[Any], list[Any]]] = {}
 
     def patched_once(fn: Callable[..., Any]) -> Any:
-        seen = {one for one in languages if any(value is one for value in fn.__globals__.values())}
+        found = {id(value) for value in fn.__globals__.values()}
+        seen = frozenset(one for one in languages if id(one) in found)
         if seen and seen <= patched:
             return None  # to the call of a device function, which restores nothing afterwards
         patched.update(seen)
-        return patch(fn)
+        if seen in known:
+            scope, changes, values = known[seen]
+            scope._changes.extend(changes)
+            for (owner, name, _), value in zip(changes, values, strict=True):
+                setattr(owner, name, value)
+            return scope
+        scope = patch(fn)
+        if not patched - seen:  # else what it has found is not the language as it was
+            changes = list(scope._changes)
+            values = [getattr(owner, name) for owner, name, _ in changes]
+            known[seen] = scope, changes, values
+        return scope
 
     def launched(self: Any, *args: Any, **kwargs: Any) -> Any:
         patched.clear()
@@ -78,6 +91,22 @@ def _patch_once_a_launch() -> None:
 
     interpreter._patch_lang = patched_once
     interpreter.GridExecutor.__call__ = launched
+
+
+def _look_up_dtypes_once() -> None:
+    """Keep NumPy's dtype of each type: the interpreter builds a table of all at every operation."""
+    from triton.runtime import interpreter
+
+    look_up = interpreter._get_np_dtype
+    known: dict[str, Any] = {}
+
+    def looked_up(dtype: Any) -> Any:
+        name = dtype.scalar.name  # of a pointer, what it points to as well
+        if name not in known:
+            known[name] = look_up(dtype)
+        return known[name]
+
+    interpreter._get_np_dtype = looked_up
 
 
 def _leave_masked_lanes_undefined() -> None:
@@ -111,6 +140,7 @@ if DEVICE == "cpu":
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
         _let_tensors_be_bounds()
     _patch_once_a_launch()
+    _look_up_dtypes_once()
     _leave_masked_lanes_undefined()
 
 

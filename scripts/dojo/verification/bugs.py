@@ -1,29 +1,23 @@
 """Proves that a kata can be trusted: correct solutions pass, and every bug is caught."""
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from dojo.kata.bug import Bug
-from dojo.kata.kata import Kata, Topic
+from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner
 from dojo.testrun.implementation import Planted, Reference, Solution
 from dojo.testrun.results import Outcome, RunResult, Verdict
-from dojo.verification import lint, structure
+from dojo.verification import budget, lint, structure
 from dojo.verification.findings import Findings, Proof, Tally, refusal
 from dojo.verification.ledger import Ledger
 from dojo.verification.sets import larger_sets, pairs
 
-SEEDS, SEEDS_WHOLE = 2, 5
-
-# Seconds that a kata's tests may take on a CPU, after the imports.
-SECONDS = 1.0
-SECONDS_OF = {Topic.KERNELS: 5.0, Topic.SYSTEMS: 10.0}
-
+SEEDS, SEEDS_WHOLE = 1, 5
 
 _Job = TypeVar("_Job")
 
@@ -111,11 +105,11 @@ class Verifier:
                 return False
             results.append(result)
         # A loaded machine slows some runs down; the kata's own doing shows in all of them.
-        fastest = min(results, key=_test_seconds)
-        findings.proof.reference_seconds = _test_seconds(fastest)
+        fastest = min(results, key=budget.test_seconds)
+        findings.proof.reference_seconds = budget.test_seconds(fastest)
         # Compiling for a GPU takes its time, and is no fault of the tests.
         if not (self._has_gpu and kata.needs_triton):
-            findings.problems += _too_slow(kata, fastest)
+            findings.problems += budget.problems(kata, fastest)
         return True
 
     def _check_solutions(self, findings: Findings) -> None:
@@ -212,21 +206,3 @@ def _masked(chosen: Sequence[Bug], failing: set[str]) -> Iterator[str]:
                 f"{together}: {name} passes although {bug.id} is planted; "
                 f"it cannot stand in that bug's killed_by"
             )
-
-
-def _test_seconds(result: RunResult) -> float:
-    return sum(test.seconds for test in result.tests)
-
-
-def _too_slow(kata: Kata, result: RunResult) -> Iterator[str]:
-    allowed, spent = SECONDS_OF.get(kata.topic, SECONDS), _test_seconds(result)
-    if spent <= allowed:
-        return
-    by_function: defaultdict[str, float] = defaultdict(float)
-    for test in result.tests:
-        by_function[test.function] += test.seconds
-    slowest = max(by_function, key=by_function.__getitem__)
-    yield (
-        f"the tests take {spent:.2f} s on the reference, more than {allowed:g} s; "
-        f"{by_function[slowest]:.2f} s of it {slowest}"
-    )

@@ -11,11 +11,23 @@ from dojo.files import write_atomically
 from dojo.kata.fresh import is_explained
 from dojo.kata.kata import Kata
 from dojo.verification.mutation.judging import Judged
-from dojo.verification.mutation.mutants import Mutant, common_ends, is_plausible, meaning
+from dojo.verification.mutation.mutants import common_ends, meaning
 from dojo.verification.mutation.result_store import MutantOutcome, Trial
 
-LEAST, MOST = 40, 60
+MOST, MOST_OF_ONE_OPERATOR = 60, 6
 _TRIED = 2  # times as many: not every mutant that is caught makes a good bug
+
+# What an engineer gets wrong while the formula stands above it: a sign, an index, a bound, a name.
+# An operator that turns `*` into `/` makes mutants, and no bugs.
+_WRITTEN = re.compile(
+    r"dojo/.+"
+    r"|core/(NumberReplacer|Replace(True|False|And|Or|Break|Continue)With\w+)"
+    r"|core/ReplaceUnaryOperator_Delete_(USub|Invert)"
+    r"|core/ReplaceComparisonOperator_(Lt_LtE|LtE_Lt|Gt_GtE|GtE_Gt)"
+    r"|core/ReplaceBinaryOperator_(Add_Sub|Sub_Add|BitAnd_BitOr|BitOr_BitAnd)"
+)
+_LARGEST_INDEX = 20  # a larger number, or one with a point, is not off by one
+_NUMBER = re.compile(r"\d[\d_.]*(?:e-?\d+)?")
 
 # What an operator leaves behind and nobody writes: `-0`, brackets round one name, two blanks.
 _ODD = re.compile(r"-0(?![\w.])|(?<![\w)\]])\(\w+\)|\S  +\S")
@@ -28,15 +40,11 @@ def hopeful(kata: Kata, judged: Iterable[Judged]) -> list[Judged]:
         one
         for one in judged
         if one.outcome is MutantOutcome.CAUGHT
-        and _looks_written(one.mutant)
+        and looks_written(one.mutant.operator, one.mutant.before, one.mutant.after)
         and meaning(one.mutant.source) not in catalogued
         and is_explained(one.mutant.operator)
     ]
-    plausible = _evenly([one for one in found if is_plausible(one.mutant.operator)])[
-        : _TRIED * MOST
-    ]
-    others = _evenly([one for one in found if not is_plausible(one.mutant.operator)])
-    return plausible + others[: max(0, _TRIED * LEAST - len(plausible))]
+    return _evenly(found, _TRIED * MOST_OF_ONE_OPERATOR)[: _TRIED * MOST]
 
 
 def candidates(judged: Sequence[Judged]) -> list[Judged]:
@@ -45,16 +53,15 @@ def candidates(judged: Sequence[Judged]) -> list[Judged]:
     # Of those that behave alike the first is taken.
     different = {one.trial.behaviour: one for one in reversed(good)}
     chosen = [one for one in good if different[one.trial.behaviour] is one]
-    plausible = [one for one in chosen if is_plausible(one.mutant.operator)]
-    return plausible[:MOST] if len(plausible) >= LEAST else chosen[:LEAST]
+    return _evenly(chosen, MOST_OF_ONE_OPERATOR)[:MOST]
 
 
-def _evenly(chosen: Sequence[Judged]) -> list[Judged]:
-    """Put the first of each operator before the second of each, and so on."""
+def _evenly(chosen: Sequence[Judged], most: int) -> list[Judged]:
+    """Put the first of each operator before the second of each, and so on, up to `most` of each."""
     groups: defaultdict[str, list[Judged]] = defaultdict(list)
     for one in chosen:
         groups[one.mutant.operator].append(one)
-    rounds = zip_longest(*groups.values())
+    rounds = zip_longest(*(group[:most] for group in groups.values()))
     return [one for in_turn in rounds for one in in_turn if one is not None]
 
 
@@ -69,8 +76,19 @@ def is_good(trial: Trial) -> bool:
     )
 
 
-def _looks_written(mutant: Mutant) -> bool:
-    return len(_ODD.findall(mutant.after)) <= len(_ODD.findall(mutant.before))
+def looks_written(operator: str, before: str, after: str) -> bool:
+    """Say whether someone could have written the line so: by its operator, and by its looks."""
+    if operator == "core/NumberReplacer" and not _is_off_by_one(before, after):
+        return False
+    return bool(_WRITTEN.fullmatch(operator)) and len(_ODD.findall(after)) <= len(
+        _ODD.findall(before)
+    )
+
+
+def _is_off_by_one(before: str, after: str) -> bool:
+    numbers = zip(_NUMBER.findall(before), _NUMBER.findall(after), strict=False)
+    changed = next((old for old, new in numbers if old != new), "0")
+    return changed.isdigit() and int(changed) <= _LARGEST_INDEX
 
 
 def record(kata: Kata, chosen: Sequence[tuple[Judged, Trial]]) -> int:

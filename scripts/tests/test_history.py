@@ -43,7 +43,7 @@ def test_hints_are_counted_once_each(db):
     attempt = db.start("01_scale", ["divides"])
     db.add_hint(attempt, "divides", 0)
     db.add_hint(attempt, "divides", 0)
-    assert db.hints(attempt) == {("divides", 0)}
+    assert db.hints(attempt) == [("divides", 0)]
 
 
 def test_every_older_version_is_migrated_without_loss(tmp_path):

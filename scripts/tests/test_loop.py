@@ -19,6 +19,7 @@ from dojo.practice.loop import (
     Hinted,
     NextKata,
     Paused,
+    Questioned,
     Refused,
     Replanted,
     RunFails,
@@ -29,11 +30,12 @@ from dojo.practice.loop import (
     Undone,
 )
 from dojo.practice.planning import Planned
-from dojo.practice.session import Round
+from dojo.practice.session import Names, Round
 from dojo.project import Project
 from dojo.testrun.results import Outcome, RunResult, TestResult
 from dojo.wording.events import event_line
 from dojo.wording.keys import PRACTICE, WATCH, WORDS, keys_line
+from dojo.wording.runs import run_lines
 
 BUGS = ("adds-factor", "subtracts-offset")
 
@@ -60,11 +62,11 @@ def time():
 
 @pytest.fixture
 def timed(project, player, history, time):
-    def timed(budget=600.0, interview=False):
+    def timed(budget=600.0, **kind):
         planned = [Planned(player.kata, BUGS, budget)]
-        practice = session.begin(project, history, planned, interview=interview, interview_on=None)
+        practice = session.begin(project, history, planned, **kind)
         (exercise,) = practice.exercises()
-        return TimedHunt(Round(player, exercise, interview, time))
+        return TimedHunt(Round(player, exercise, practice.session, time))
 
     return timed
 
@@ -227,11 +229,51 @@ def test_an_interview_gives_no_hints_and_names_no_test_before_half_time(timed, t
     hunt = timed(budget=100.0, interview=True)
     assert hunt.handle(Action.HINT) == [Hinted("an interview gives no hints")]
     failed = run(scale="failed", shift="failed")
-    assert [event.names_shown for event in hunt.handle(failed)] == [False]
+    assert [event.names for event in hunt.handle(failed)] == [Names.LATER]
     for _ in range(11):
         time.seconds += 5.0
         hunt.handle(Tick())
-    assert [event.names_shown for event in hunt.handle(failed) if event != TimeLeft(60.0)] == [True]
+    judged = [event for event in hunt.handle(failed) if event != TimeLeft(60.0)]
+    assert [event.names for event in judged] == [Names.SHOWN]
+
+
+def test_a_quiet_session_says_no_more_than_solved_or_not(timed, time):
+    hunt = timed(budget=100.0, quiet=True)
+    time.seconds += 90.0
+    (judged, *_) = hunt.handle(run(scale="failed", shift="failed"))
+    assert run_lines("01_scale", judged.result, judged.judgement, names=judged.names) == [
+        "01_scale: not yet"
+    ]
+    assert not any(isinstance(event, BugsCounted) for event in hunt.handle(Counted(Count(()))))
+    assert hunt.handle(Action.HINT)[0].text.startswith("Hint 1 of 3")
+
+
+def pressed(hunt, *characters):
+    class Watcher:
+        def events(self, tick_seconds):
+            yield from map(Key, characters)
+
+    return list(hunt.events(Watcher(), PRACTICE, 0.1))
+
+
+def test_what_ends_a_kata_is_asked_twice(timed):
+    hunt = timed(budget=100.0)
+    assert pressed(hunt, "s", "x") == [Questioned(Action.SKIP)]
+    assert pressed(hunt, "y") == []  # the question is past
+    assert pressed(hunt, "r", "s", "y") == [
+        Questioned(Action.REVEAL),
+        Questioned(Action.SKIP),
+        Ended(Ending.SKIPPED),
+    ]
+
+
+def test_a_digit_asks_for_a_hint_on_that_bug(timed):
+    hunt = timed(budget=100.0)
+    total = len(hunt.round.player.planting().bugs)
+    (last, none) = pressed(hunt, str(total), "9")
+    assert last.text.startswith("Hint 1 of")
+    assert total == 1 or f"bug {total} of {total}" in last.text
+    assert f"no bug 9 of {total}" in none.text
 
 
 def test_keys_are_actions_and_unknown_ones_nothing(free):
@@ -244,9 +286,15 @@ def test_keys_are_actions_and_unknown_ones_nothing(free):
 
 
 def test_every_key_has_its_word_and_each_action_a_key():
-    assert keys_line(PRACTICE) == "h hint  d diff  p pause  s skip  r reveal  q quit"
+    assert (
+        keys_line(PRACTICE)
+        == "h hint  1-9 hint on that bug  d diff  p pause  s skip  r reveal  q quit"
+    )
     assert keys_line(PRACTICE, hints=False) == "d diff  p pause  s skip  r reveal  q quit"
-    assert keys_line(WATCH) == "h hint  d diff  r reset  u undo  n next kata  q quit"
+    assert (
+        keys_line(WATCH)
+        == "h hint  1-9 hint on that bug  d diff  r reset  u undo  n next kata  q quit"
+    )
     assert {*PRACTICE.values(), *WATCH.values()} == set(Action) == set(WORDS)
 
 

@@ -102,6 +102,13 @@ def test_no_set_of_bugs_comes_again_while_others_are_left(history):
     assert again != planted[-1]
 
 
+def test_an_interview_draws_no_easy_kata_unless_asked_for(history):
+    planned = plan(KATAS, history, Wishes(interview=True, katas=len(KATAS)))
+    assert "easy" not in {item.kata.level for item in planned}
+    (easy,) = plan(KATAS, history, Wishes(interview=True, katas=1, level="easy"))
+    assert len(easy.bugs) == 3
+
+
 def test_an_interview_plants_three_bugs_even_in_an_easy_kata(history):
     kata = next(kata for kata in KATAS if kata.level == "easy")
     assert len(choose_bugs(kata, history, Wishes(interview=True), random.Random(0))) == 3

@@ -25,6 +25,32 @@ def test_hints_go_round_and_pass_over_what_is_gone(kata):
     assert next_hint(planted, [adds, subtracts], set()) is None
 
 
+def test_a_hint_can_be_about_one_bug_and_is_read_again(player):
+    player.plant(["adds-factor", "subtracts-offset"])
+    assert player.give_hint(2).startswith("Hint 1 of 2, bug 2 of 2: ")
+    assert player.give_hint(2).startswith("Hint 2 of 2, the last on bug 2 of 2: ")
+    assert "no more hints on bug 2" in player.give_hint(2)
+    assert "there is no bug 3 of 2" in player.give_hint(3)
+    assert [line.partition(":")[0] for line in player.hints_given()] == [
+        "Hint 1 of 2, bug 2 of 2",
+        "Hint 2 of 2, the last on bug 2 of 2",
+    ]
+    failing = [outcome("test_scale[2.0]", Outcome.FAILED)]
+    player.record(RunResult(Verdict.FAILED, tuple(failing), "", 0.2, "abc"))
+    player.record_count(Count(("adds-factor",)))
+    assert "bug 1 of 2 is fixed" in player.give_hint(1)
+
+
+def test_a_file_put_back_to_the_committed_text_is_said_to_hold_other_bugs(player, kata):
+    player.plant(["subtracts-offset"])
+    failing = RunResult(Verdict.FAILED, (outcome("test_shift", Outcome.FAILED),), "", 0.2, "abc")
+    assert "holds the kata's default" not in verdict_line(player.record(failing), "01_scale")
+    kata.botched.write_text(kata.planted_source(kata.default))
+    said = "your file holds the kata's default bug, not what was planted last"
+    assert said in verdict_line(player.record(failing), "01_scale")
+    assert said in verdict_line(player.record_count(Count(("subtracts-offset",))), "01_scale")
+
+
 def test_a_run_is_recorded_and_judged(player):
     failing = [outcome("test_scale[2.0]", Outcome.FAILED), outcome("test_shift", Outcome.PASSED)]
     judgement = player.record(RunResult(Verdict.FAILED, tuple(failing), "", 0.2, "abc"))

@@ -122,6 +122,8 @@ def test_an_interview_hides_names_and_hints_until_its_report(practice, kata):
     type_line(process, "h")
     read_until(process, "no hints")
     type_line(process, "r")
+    read_until(process, "y for yes")
+    type_line(process, "y")
     end = read_until(process, "report to keep")
     assert "# Interview" in end
     assert "- missed: Subtracts the offset." in end

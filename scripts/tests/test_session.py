@@ -6,7 +6,7 @@ from dojo.learner.counting import Count
 from dojo.learner.player import Player
 from dojo.practice import session
 from dojo.practice.planning import Planned
-from dojo.practice.session import Round
+from dojo.practice.session import Names, Round
 from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 
 
@@ -35,7 +35,7 @@ def opened(project, kata, history, begin):
     def opened(practice):
         exercise = next(item for item in practice.exercises() if item.ending is None)
         player = Player(project, kata, history)
-        return Round(player, exercise, practice.session.interview, time), time
+        return Round(player, exercise, practice.session, time), time
 
     return opened
 
@@ -135,12 +135,12 @@ def test_a_kata_that_was_planted_anew_or_removed_is_passed_over(project, kata, p
 
 def test_an_interview_names_tests_late_and_gives_no_hints(begin, opened):
     round_, time = opened(begin(10.0, interview=True))
-    assert not round_.names_shown
+    assert round_.names is Names.LATER
     assert "no hints" in round_.hint()
     time.seconds += 4.9
-    assert not round_.names_shown
+    assert round_.names is Names.LATER
     time.seconds += 0.1
-    assert round_.names_shown
+    assert round_.names is Names.SHOWN
 
 
 def test_the_last_time_is_remembered(begin, opened, history):

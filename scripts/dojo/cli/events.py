@@ -15,10 +15,10 @@ def event_lines(event: Event, name: str) -> list[str]:
     match event:
         case RunFails(test):
             return [*failure_lines(test), "  the others run ..."]
-        case RunJudged(result, judgement, names_shown, left):
+        case RunJudged(result, judgement, names, left):
             when = time.strftime("%H:%M:%S") if left is None else f"{minutes(left)} left"
             head = f"[{when}] revision {result.revision}"
-            return [head, *run_lines(name, result, judgement, names=names_shown)]
+            return [head, *run_lines(name, result, judgement, names=names)]
         case BugsCounted(judgement):
             return [verdict_line(judgement, name)]
         case Compared(diff) if diff:

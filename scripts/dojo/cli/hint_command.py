@@ -12,12 +12,20 @@ from dojo.runner.runner import Runner
 
 @click.command(name="hint")
 @click.argument("name", metavar="KATA")
+@click.option(
+    "--bug",
+    "number",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="A hint on the Nth planted bug.",
+)
 @click.pass_obj
-def command(project: Project, name: str) -> None:
-    """Give the next hint on a bug that is still in your file.
+def command(project: Project, name: str, number: int | None) -> None:
+    """Give the next hint on a bug that is still in your file, below those given before.
 
     \b
     Example: kata hint softmax
+    Example: kata hint softmax --bug 2
     """
     kata = catalogue.find(project, name)
     with History(project.history) as history:
@@ -25,7 +33,9 @@ def command(project: Project, name: str) -> None:
         if not _is_counted(player):
             with Runner(project) as runner:
                 player.judge(runner.run(kata), runner)
-        click.echo(player.give_hint())
+        for line in player.hints_given():
+            click.secho(line, dim=True)
+        click.echo(player.give_hint(number))
 
 
 def _is_counted(player: Player) -> bool:

@@ -44,6 +44,7 @@ from dojo.wording.quantities import minutes
 @click.option("--gpu", is_flag=True, help="Kernel katas, with bugs that only a GPU shows.")
 @click.option("--fresh", is_flag=True, help="Bugs that are in no catalogue.")
 @click.option("--interview", is_flag=True, help="No hints, more bugs, one report at the end.")
+@click.option("--quiet", is_flag=True, help="At each save no more than solved, or not yet.")
 @click.option(
     "--by",
     "interview_on",
@@ -64,6 +65,7 @@ def command(
     gpu: bool,
     fresh: bool,
     interview: bool,
+    quiet: bool,
     interview_on: datetime | None,
     plain: bool,
 ) -> None:
@@ -89,6 +91,7 @@ def command(
         gpu=gpu,
         fresh=fresh,
         interview=interview,
+        quiet=quiet,
         interview_on=interview_on.date() if interview_on else None,
     )
     simple = plain or os.environ.get("TERM") == "dumb"
@@ -128,6 +131,8 @@ def _resumed(project: Project, history: History, wishes: Wishes) -> Practice | N
         return None
     click.echo(f"A session is unfinished: {_describe(standing)}.")
     if sys.stdin.isatty() and not click.confirm("Go on with it?", default=True):
+        assert practice is not None
+        practice.end()
         return None
     return practice
 
@@ -138,7 +143,7 @@ def _describe(standing: Standing) -> str:
         parts.append(counted(standing.hints, "hint"))
     if standing.last_run:
         run = standing.last_run
-        parts.append(f"last result {run.failed} of {run.passed + run.failed} tests failed")
+        parts.append("last result solved" if run.solved else "last result not solved yet")
     return ", ".join(parts)
 
 
@@ -151,13 +156,27 @@ def _begun(project: Project, history: History, wishes: Wishes) -> Practice:
     # Not before: wishes that cannot be met end no session.
     left = session.unfinished(project, history)
     if left is not None:
-        standing = left.standing()
-        if standing:
-            click.echo(f"The unfinished session ends here: {_describe(standing)}.")
-        left.end()
+        _end(left)
     return session.begin(
-        project, history, planned, interview=wishes.interview, interview_on=wishes.interview_on
+        project,
+        history,
+        planned,
+        interview=wishes.interview,
+        quiet=wishes.quiet,
+        interview_on=wishes.interview_on,
     )
+
+
+def _end(practice: Practice) -> None:
+    """End a session that was left; the learner may say no where they can be asked."""
+    standing = practice.standing()
+    if standing and sys.stdin.isatty():
+        click.echo(f"A session is unfinished: {_describe(standing)}.")
+        if not click.confirm("End it, and begin a new one?", default=True):
+            raise DojoError(f"the session waits for you; {typed('practice')} goes on with it")
+    elif standing:
+        click.echo(f"The unfinished session ends here: {_describe(standing)}.")
+    practice.end()
 
 
 def _say_goodbye(project: Project, practice: Practice, finished: bool) -> None:

@@ -75,6 +75,8 @@ class _Screen:
             click.echo(_fit(line) if about_run else line)
         ends = isinstance(event, RunJudged) and not event.count_follows
         if has_keys and (ends or isinstance(event, BugsCounted)):
+            for line in self._player.hints_given():
+                click.echo(_fit(line))
             click.echo(_fit(keys_line(WATCH)))
 
 

@@ -139,10 +139,11 @@ class History:
         row = self.database.execute("SELECT COUNT(*) FROM run WHERE attempt = ?", (attempt_id,))
         return int(row.fetchone()[0])
 
-    def hints(self, attempt_id: int) -> set[tuple[str, int]]:
-        """Return the hints given in an attempt: bug ids with the hint's number, from 0."""
-        rows = self.database.execute("SELECT bug, level FROM hint WHERE attempt = ?", (attempt_id,))
-        return {(bug, level) for bug, level in rows}
+    def hints(self, attempt_id: int) -> list[tuple[str, int]]:
+        """Return an attempt's hints in order: bug ids with the hint's number, from 0."""
+        return self.database.execute(
+            "SELECT bug, level FROM hint WHERE attempt = ? ORDER BY id", (attempt_id,)
+        ).fetchall()
 
     def add_hint(self, attempt_id: int, bug_id: str, level: int) -> None:
         """Record that a hint was given."""

@@ -73,4 +73,8 @@ MIGRATIONS = (
         CREATE INDEX exercise_kata ON exercise (kata);
         """,
     ),
+    Migration(
+        "quiet sessions",
+        "ALTER TABLE session ADD COLUMN quiet INTEGER NOT NULL DEFAULT 0;",
+    ),
 )

@@ -25,6 +25,7 @@ class Session:
     id: int
     started_at: datetime
     interview: bool
+    quiet: bool  # it says solved or not, and no more
     interview_on: date | None  # the day that the learner prepares for
     ended_at: datetime | None
 
@@ -57,14 +58,15 @@ class Sessions:
         exercises: Sequence[tuple[str, Sequence[str], float]],
         *,
         interview: bool = False,
+        quiet: bool = False,
         interview_on: date | None = None,
     ) -> Session:
         """Record a session and its exercises, each a kata, bug ids and a budget in seconds."""
         with self._database.transaction():
             (session_id,) = self._database.execute(
-                "INSERT INTO session (started_at, interview, interview_on) VALUES (?, ?, ?) "
-                "RETURNING id",
-                (now(), interview, interview_on and interview_on.isoformat()),
+                "INSERT INTO session (started_at, interview, quiet, interview_on) "
+                "VALUES (?, ?, ?, ?) RETURNING id",
+                (now(), interview, quiet, interview_on and interview_on.isoformat()),
             ).fetchone()
             for kata, bugs, budget in exercises:
                 self._database.execute(
@@ -149,7 +151,7 @@ class Sessions:
 
     def _select(self, where: str, *parameters: int) -> list[Session]:
         rows = self._database.execute(
-            f"SELECT id, started_at, interview, interview_on, ended_at FROM session {where}",
+            f"SELECT id, started_at, interview, quiet, interview_on, ended_at FROM session {where}",
             parameters,
         )
         return [
@@ -157,8 +159,9 @@ class Sessions:
                 row[0],
                 datetime.fromisoformat(row[1]),
                 bool(row[2]),
-                date.fromisoformat(row[3]) if row[3] else None,
-                moment(row[4]),
+                bool(row[3]),
+                date.fromisoformat(row[4]) if row[4] else None,
+                moment(row[5]),
             )
             for row in rows
         ]

@@ -2,7 +2,7 @@
 
 import difflib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from dojo.errors import DojoError, typed
@@ -31,6 +31,7 @@ class Judgement:
     planting: Planting
     solved: bool
     count: Count | None = None  # none until the bugs are counted
+    default_text: bool = False  # it has the default bugs, though others were planted last
 
 
 class Player:
@@ -98,13 +99,20 @@ class Player:
                 run.seconds,
             ),
         )
-        return Judgement(planting, solved, count)
+        return Judgement(planting, solved, count, self._holds_default_text(attempt))
+
+    def _holds_default_text(self, attempt: Attempt) -> bool:
+        """Say whether the file is as it was committed, though other bugs were planted last."""
+        default = self.kata.default
+        others = set(attempt.planted) != set(default)
+        return others and self.workspace.text() == self.kata.planted_source(default)
 
     def record_count(self, count: Count) -> Judgement:
         """Record which planted bugs are gone from the text that ran last, and did not solve it."""
         attempt = self.attempt()
         self.history.count(attempt.id, count.gone)
-        return Judgement(planting_of(self.kata, attempt), solved=False, count=count)
+        planting = planting_of(self.kata, attempt)
+        return Judgement(planting, False, count, self._holds_default_text(attempt))
 
     def judge(self, run: RunResult, runner: Runner | None = None) -> Judgement:
         """Record a run of the learner's text as it is now, and count what is gone.
@@ -120,10 +128,10 @@ class Player:
         count = count_gone(self.kata.correct_source, planted, text, passes)
         return self.record_count(count) if count else judgement
 
-    def give_hint(self) -> str:
+    def give_hint(self, number: int | None = None) -> str:
         """Return the next hint on a bug that is not gone, and record that it was given.
 
-        It goes by the newest count of what is gone.
+        A number, from 1, asks for one on that bug. It goes by the newest count of what is gone.
         """
         name, attempt = self.kata.name, self.attempt()
         planting = planting_of(self.kata, attempt)
@@ -131,13 +139,31 @@ class Player:
         gone = self.history.last_count(attempt.id)
         if len(gone) == len(planted):
             return unknown_line(name, planting) or f"{name}: no planted bug is left in your file"
-        hint = next_hint(planted, gone, self.history.hints(attempt.id))
+        asked = planted
+        if number is not None:
+            asked = planted[number - 1 : number]
+            if not asked:
+                return f"{name}: there is no bug {number} of {len(planted)}"
+            if asked[0].id in gone:
+                return f"{name}: bug {number} of {len(planted)} is fixed"
+        hint = next_hint(asked, gone, self.history.hints(attempt.id))
         if hint is None:
-            return f"{name}: no more hints; {typed('reveal', name)} tells all"
+            about = "" if number is None else f" on bug {number}"
+            return f"{name}: no more hints{about}; {typed('reveal', name)} tells all"
         bug, level = hint
         self.history.add_hint(attempt.id, bug.id, level)
-        label = f", bug {planted.index(bug) + 1} of {len(planted)}" if len(planted) > 1 else ""
-        return f"Hint {level + 1} of {len(bug.hints)}{label}: {bug.hints[level]}"
+        return hint_line(planted, bug, level)
+
+    def hints_given(self) -> list[str]:
+        """Return the hints that were given in this attempt, oldest first."""
+        attempt = self.attempt()
+        planted = planting_of(self.kata, attempt).bugs
+        by_id = {bug.id: bug for bug in planted}
+        return [
+            hint_line(planted, by_id[bug_id], level)
+            for bug_id, level in self.history.hints(attempt.id)
+            if bug_id in by_id and level < len(by_id[bug_id].hints)
+        ]
 
     def diff_to_correct(self) -> str:
         """Return the diff from the learner's file to the reference; empty if they are equal."""
@@ -178,8 +204,17 @@ def unknown_line(name: str, planting: Planting) -> str | None:
     return None
 
 
+def hint_line(planted: Sequence[Bug], bug: Bug, level: int) -> str:
+    """Return a hint with its number, and that of its bug where several are planted."""
+    about = f"bug {planted.index(bug) + 1} of {len(planted)}" if len(planted) > 1 else ""
+    number, total = level + 1, len(bug.hints)
+    if number == total:
+        about = f"the last on {about}" if about else "the last"
+    return f"Hint {number} of {total}{', ' if about else ''}{about}: {bug.hints[level]}"
+
+
 def next_hint(
-    planted: Sequence[Bug], gone: Sequence[str], given: set[tuple[str, int]]
+    planted: Sequence[Bug], gone: Sequence[str], given: Collection[tuple[str, int]]
 ) -> tuple[Bug, int] | None:
     """Return the bug and the number (from 0) of the hint to give next, or None if all are given.
 

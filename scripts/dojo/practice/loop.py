@@ -14,10 +14,11 @@ from dojo.history.sessions import Ending
 from dojo.learner.player import Judgement, Player, unknown_line
 from dojo.learner.watcher import Counted, Failed, Happening, Key, Ran, Started, Tick, Watching
 from dojo.learner.workspace import Backup
-from dojo.practice.session import Round
+from dojo.practice.session import Names, Round
 from dojo.testrun.results import RunResult, TestResult, Verdict
 
 _WARNINGS = (300.0, 60.0)  # seconds left
+_DIGITS = set("123456789")
 
 
 class Action(Enum):
@@ -32,6 +33,19 @@ class Action(Enum):
     UNDO = auto()
     NEXT = auto()
     QUIT = auto()
+
+
+@dataclass(frozen=True)
+class HintOn:
+    """What a learner asks for: a hint on one of the planted bugs, by its number from 1."""
+
+    number: int
+
+
+Asked = Action | HintOn
+
+# What ends a kata is asked twice.
+CONFIRMED = {Action.SKIP, Action.REVEAL}
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ class RunJudged:
 
     result: RunResult
     judgement: Judgement
-    names_shown: bool = True  # whether failing tests may be named
+    names: Names = Names.SHOWN  # of the tests that fail
     left: float | None = None  # seconds, where there is a clock
 
     @property
@@ -73,6 +87,13 @@ class Hinted:
     """The learner is told something about a bug."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class Questioned:
+    """What was asked for ends the kata: the learner is to say yes."""
+
+    action: Action
 
 
 @dataclass(frozen=True)
@@ -133,6 +154,7 @@ Event = (
     | RunJudged
     | BugsCounted
     | Hinted
+    | Questioned
     | Compared
     | Paused
     | TimeLeft
@@ -150,6 +172,7 @@ class Hunt(ABC):
     def __init__(self, player: Player) -> None:
         """Begin with nothing judged."""
         self._player = player
+        self._questioned: Action | None = None  # waits for a yes
         self.over = False
 
     def events(
@@ -158,12 +181,25 @@ class Hunt(ABC):
         """Yield what comes of all that happens, keys being actions, until the hunt is over."""
         for happened in watcher.events(tick_seconds):
             watcher.planted = self._player.planting().bugs  # for a text of another attempt
-            asked = keys.get(happened.character) if isinstance(happened, Key) else happened
-            yield from self.handle(asked) if asked else ()
+            if isinstance(happened, Key):
+                yield from self._pressed(happened.character, keys)
+            else:
+                yield from self.handle(happened)
             if self.over:
                 return
 
-    def handle(self, happened: Happening | Action) -> list[Event]:
+    def _pressed(self, character: str, keys: Mapping[str, Action]) -> Iterator[Event]:
+        questioned, self._questioned = self._questioned, None
+        asked = HintOn(int(character)) if character in _DIGITS else keys.get(character)
+        if character == "y" and questioned:
+            yield from self.handle(questioned)
+        elif asked in CONFIRMED:
+            self._questioned = asked
+            yield Questioned(asked)
+        elif asked:
+            yield from self.handle(asked)
+
+    def handle(self, happened: Happening | Asked) -> list[Event]:
         """Take what happened, or what the learner asks for, and return what comes of it.
 
         Nothing comes of what happens once the hunt is over, and nothing is recorded: an interface
@@ -182,7 +218,7 @@ class Hunt(ABC):
             events.append(Refused(str(error)))
         return events
 
-    def _handle(self, happened: Happening | Action) -> Iterator[Event]:
+    def _handle(self, happened: Happening | Asked) -> Iterator[Event]:
         match happened:
             case Started():
                 yield RunStarted()
@@ -193,7 +229,9 @@ class Hunt(ABC):
             case Counted(count):
                 yield BugsCounted(self._player.record_count(count))
             case Action.HINT:
-                yield Hinted(self._hint())
+                yield Hinted(self._hint(None))
+            case HintOn(number):
+                yield Hinted(self._hint(number))
             case Action.DIFF:
                 yield Compared(self._player.diff_from_planted())
             case Action.QUIT:
@@ -203,15 +241,15 @@ class Hunt(ABC):
     def _judge(self, result: RunResult) -> Iterator[Event]:
         """Record a run."""
 
-    def _hint(self) -> str:
-        """Return the next hint on a bug that was not gone when they were last counted."""
-        return self._player.give_hint()
+    def _hint(self, number: int | None) -> str:
+        """Return the next hint on a bug, or that one, that was not gone at the last count."""
+        return self._player.give_hint(number)
 
 
 class FreeHunt(Hunt):
     """A hunt without a clock."""
 
-    def _handle(self, happened: Happening | Action) -> Iterator[Event]:
+    def _handle(self, happened: Happening | Asked) -> Iterator[Event]:
         match happened:
             case Action.RESET:
                 yield Replanted(kept=self._plant_again() is not None)
@@ -244,7 +282,7 @@ class TimedHunt(Hunt):
         self.round = round_
         self._warnings = [left for left in _WARNINGS if left < round_.remaining()]
 
-    def _handle(self, happened: Happening | Action) -> Iterator[Event]:
+    def _handle(self, happened: Happening | Asked) -> Iterator[Event]:
         match happened:
             case Started():
                 self.round.run_started()
@@ -255,9 +293,9 @@ class TimedHunt(Hunt):
                 yield Ended(Ending.SKIPPED)
             case Action.REVEAL:
                 yield Ended(Ending.REVEALED)
-            case Failed() if not self.round.names_shown:
+            case Failed() if self.round.names is not Names.SHOWN:
                 pass
-            case Counted(count) if not self.round.names_shown:
+            case Counted(count) if self.round.names is not Names.SHOWN:
                 self._player.record_count(count)  # for the debrief
             case Tick():
                 pass
@@ -267,13 +305,13 @@ class TimedHunt(Hunt):
 
     def _judge(self, result: RunResult) -> Iterator[Event]:
         judgement = self.round.judge(result)
-        names, left = self.round.names_shown, self.round.remaining()
+        names, left = self.round.names, self.round.remaining()
         yield RunJudged(result, judgement, names, left)
         if judgement.solved:
             yield Ended(Ending.SOLVED)
 
-    def _hint(self) -> str:
-        return self.round.hint()
+    def _hint(self, number: int | None) -> str:
+        return self.round.hint(number)
 
     def _look_at_the_clock(self) -> Iterator[Event]:
         left = self.round.remaining()

@@ -30,6 +30,7 @@ class Wishes:
     gpu: bool = False
     fresh: bool = False
     interview: bool = False
+    quiet: bool = False
     interview_on: date | None = None
 
 
@@ -98,6 +99,7 @@ def _candidates(katas: Sequence[Kata], wishes: Wishes) -> list[Kata]:
         if not kata.draft
         and wishes.topic in (None, kata.topic)
         and wishes.level in (None, kata.level)
+        and not (wishes.interview and kata.level is Level.EASY and wishes.level is None)
         and (kata.needs_triton if wishes.gpu else True)
         and (not kata.needs_triton or find_spec("triton"))
         and (kata.fresh if wishes.fresh else True)

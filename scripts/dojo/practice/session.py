@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from enum import Enum, auto
 
 from filelock import FileLock, Timeout
 
@@ -38,6 +39,14 @@ class Standing:
     last_run: Run | None
 
 
+class Names(Enum):
+    """Whether the tests that fail are named, and the planted bugs counted."""
+
+    SHOWN = auto()
+    LATER = auto()  # once half the time is gone
+    NEVER = auto()
+
+
 class Round:
     """One kata of a session, under way."""
 
@@ -45,13 +54,14 @@ class Round:
         self,
         player: Player,
         exercise: Exercise,
-        interview: bool,
+        session: Session,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Plant the bugs, unless the exercise is taken up again, and start the clock."""
         self.player = player
         self.kata = player.kata
-        self.interview = interview
+        self.interview = session.interview
+        self.quiet = session.quiet
         self.budget = exercise.budget
         self.kept = False  # whether an earlier text of the learner's made room
         self._id = exercise.id
@@ -64,9 +74,13 @@ class Round:
         self._recorded = exercise.spent
 
     @property
-    def names_shown(self) -> bool:
-        """Say whether failing tests may be named: in an interview, once half the time is gone."""
-        return not self.interview or self._clock.spent() >= self.budget / 2
+    def names(self) -> Names:
+        """Say whether failing tests are named: in an interview, once half the time is gone."""
+        if self.quiet:
+            return Names.NEVER
+        if self.interview and self._clock.spent() < self.budget / 2:
+            return Names.LATER
+        return Names.SHOWN
 
     @property
     def paused(self) -> bool:
@@ -99,22 +113,22 @@ class Round:
         self._clock.release(_RUNNING)
         return self.player.record(result)
 
-    def hint(self) -> str:
-        """Return the next hint, and record that it was given; none in an interview."""
+    def hint(self, number: int | None = None) -> str:
+        """Return the next hint, on that bug if any, and record it; none in an interview."""
         if self.interview:
             return "an interview gives no hints"
-        return self.player.give_hint()
+        return self.player.give_hint(number)
 
     def leave(self) -> None:
         """Record the time, so that the exercise can be taken up again."""
         self._sessions.spend(self._id, self._clock.spent())
 
     def end(self, ending: Ending) -> Debrief:
-        """End the exercise: the answer may be shown from here on, so a reveal is recorded."""
+        """End the exercise. Unless it was skipped, the answer is shown now: that is recorded."""
         spent = min(self._clock.spent(), self.budget)
         history = self.player.history
         attempt = self.player.attempt()
-        if ending is not Ending.SOLVED:
+        if ending not in (Ending.SOLVED, Ending.SKIPPED):
             history.reveal(attempt.id)
         grade = scheduler.grade(ending, spent, self.budget, len(history.hints(attempt.id)))
         ended = self._sessions.end_exercise(self._id, ending, spent, grade)
@@ -158,7 +172,7 @@ class Practice:
             if kata is not None:
                 player = Player(self._project, kata, self._history)
                 if exercise.attempt in (None, player.workspace.attempt()):
-                    return Round(player, exercise, self.session.interview)
+                    return Round(player, exercise, self.session)
             self._sessions.end_exercise(exercise.id, Ending.SKIPPED, exercise.spent, None)
         self.end()
         return None
@@ -209,12 +223,15 @@ def begin(
     history: History,
     planned: Sequence[Planned],
     *,
-    interview: bool,
-    interview_on: date | None,
+    interview: bool = False,
+    quiet: bool = False,
+    interview_on: date | None = None,
 ) -> Practice:
     """Record a session of these katas."""
     exercises = [(item.kata.name, item.bugs, item.budget) for item in planned]
-    session = history.sessions.begin(exercises, interview=interview, interview_on=interview_on)
+    session = history.sessions.begin(
+        exercises, interview=interview, quiet=quiet, interview_on=interview_on
+    )
     return Practice(project, history, session)
 
 

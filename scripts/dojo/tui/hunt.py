@@ -22,10 +22,13 @@ from dojo.learner.watcher import Counted, Failed, Happening, Ran, Started, Tick,
 from dojo.practice.debrief import HINT_COSTS
 from dojo.practice.loop import (
     Action,
+    Asked,
     BugsCounted,
     Compared,
     Ended,
     Event,
+    Hinted,
+    HintOn,
     RunFails,
     RunJudged,
     RunStarted,
@@ -38,17 +41,13 @@ from dojo.tui.diff import diff_text
 from dojo.tui.lines import indented
 from dojo.wording.debriefs import CHANGED
 from dojo.wording.events import event_line
-from dojo.wording.keys import PRACTICE, WORDS
+from dojo.wording.keys import PRACTICE, QUESTIONS, WORDS
 from dojo.wording.quantities import minutes
 from dojo.wording.runs import run_lines
 from dojo.wording.welcome import planted_line, welcome_lines
 
 _TICK_SECONDS = 0.25
 _LATE_SECONDS = 60
-_QUESTIONS = {
-    Action.SKIP: "Skip this kata?",
-    Action.REVEAL: "Show the answer? It ends this kata.",
-}
 
 
 def _binding(key: str, action: Action) -> Binding:
@@ -61,6 +60,7 @@ class HuntScreen(Screen[Ending | None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         *(_binding(key, action) for key, action in PRACTICE.items()),
+        *(Binding(str(n), f"ask_hint({n})", f"hint on bug {n}", show=False) for n in range(1, 10)),
         Binding("tab", "app.focus_next", "scroll", show=False),
     ]
 
@@ -95,12 +95,14 @@ class HuntScreen(Screen[Ending | None]):
             with VerticalScroll(id="verdict") as verdict:
                 verdict.border_title = "tests"
                 yield Static(self._tests, id="lines")
+        yield Static(id="hints")
         yield Static(Text("\n".join(welcome_lines(self._round))), id="note")
         yield Footer()
 
     def on_mount(self) -> None:
         """Start the clock on the screen, and follow the saves."""
         self._show_clock()
+        self._show_hints()
         self.set_interval(_TICK_SECONDS, lambda: self._take(Tick()))
         self._follow(self._round.player.planting().bugs)
 
@@ -131,12 +133,16 @@ class HuntScreen(Screen[Ending | None]):
     def action_ask(self, name: str) -> None:
         """Take what a key asks for to the hunt, once that is confirmed where it ends the kata."""
         action = Action[name]
-        if action in _QUESTIONS:
-            self._confirm(_QUESTIONS[action], action)
+        if action in QUESTIONS:
+            self._confirm(QUESTIONS[action], action)
         elif action is Action.DIFF and self._shows_diff:
             self._show_tests()  # the same key takes the diff away
         else:
             self._take(action)
+
+    def action_ask_hint(self, number: int) -> None:
+        """Take to the hunt that a hint on one bug is asked for."""
+        self._take(HintOn(number))
 
     def _confirm(self, question: str, action: Action) -> None:
         def answered(yes: bool | None) -> None:
@@ -145,7 +151,7 @@ class HuntScreen(Screen[Ending | None]):
 
         self.app.push_screen(Confirm(question), answered)
 
-    def _take(self, happened: Happening | Action) -> None:
+    def _take(self, happened: Happening | Asked) -> None:
         """Take what happened to the hunt, and what comes of it to the screen."""
         for event in self._hunt.handle(happened):
             self._show_event(event)
@@ -171,6 +177,9 @@ class HuntScreen(Screen[Ending | None]):
                 self._finish(ending)
             case TimeLeft():
                 pass  # the clock is in sight
+            case Hinted(text):
+                given = self._show_hints()
+                self._note("" if text in given else text)
             case _:
                 self._note(event_line(event))
 
@@ -188,7 +197,7 @@ class HuntScreen(Screen[Ending | None]):
     def _lines(self, judgement: Judgement) -> Group:
         name, event = self._round.kata.name, self._judged
         assert event is not None  # something ran
-        lines = run_lines(name, event.result, judgement, names=event.names_shown)
+        lines = run_lines(name, event.result, judgement, names=event.names)
         return indented(lines, bold=("  fails", name))
 
     def _show_tests(self) -> None:
@@ -200,6 +209,14 @@ class HuntScreen(Screen[Ending | None]):
         verdict.border_title = title
         verdict.scroll_home(animate=False)
         self.query_one("#lines", Static).update(content)
+
+    def _show_hints(self) -> list[str]:
+        """Show the hints that were given, and return them."""
+        given = self._round.player.hints_given()
+        hints = self.query_one("#hints", Static)
+        hints.display = bool(given)
+        hints.update(Text("\n".join(given)))
+        return given
 
     def _show_clock(self) -> None:
         left = self._round.remaining()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dojo.errors import typed
 from dojo.history.sessions import Ending, Session
 from dojo.practice.debrief import Debrief
 from dojo.wording.quantities import count, minutes
@@ -35,12 +36,16 @@ def outcome_line(debrief: Debrief) -> str:
 
 
 def bug_lines(debrief: Debrief, width: int | None = STORY_WIDTH) -> list[str]:
-    """Return each planted bug's story, those that were fixed marked so."""
-    lines = []
+    """Return each planted bug's story, those that were fixed marked so; none of a kata skipped."""
+    if debrief.ending is Ending.SKIPPED:
+        return [f"That stays open: {typed('reveal', debrief.kata.name)} tells."]
+    lines: list[str] = []
+    told: set[str] = set()
     for bug in debrief.planted:
         mark = "fixed" if bug.id in debrief.gone else "missed"
-        first, *rest = story_lines(bug, width)
+        first, *rest = story_lines(bug, width, told=told)
         lines += ["", f"[{mark}] {first}", *rest]
+        told.add(bug.why)
     return lines[1:]
 
 
@@ -64,7 +69,7 @@ def session_markdown(session: Session, debriefs: Sequence[Debrief]) -> str:
     ]
     for item in debriefs:
         lines += ["", f"## {item.kata.name}", ""]
-        for bug in item.planted:
+        for bug in item.planted if item.ending is not Ending.SKIPPED else ():
             mark = "fixed" if bug.id in item.gone else "missed"
             lines.append(f"- {mark}: {bug.title}. {bug.why}")
         if item.diff:

@@ -5,11 +5,13 @@ from dojo.practice.loop import (
     Event,
     Hinted,
     Paused,
+    Questioned,
     Refused,
     Replanted,
     TimeLeft,
     Undone,
 )
+from dojo.wording.keys import QUESTIONS
 from dojo.wording.quantities import minutes
 
 # Of the lines of a diff, by how they begin.
@@ -21,6 +23,8 @@ def event_line(event: Event) -> str:
     match event:
         case Hinted(text) | Refused(text):
             return text
+        case Questioned(action):
+            return f"{QUESTIONS[action]} y for yes"
         case Compared(""):
             return "You have changed nothing yet."
         case Paused(stands):

@@ -31,12 +31,18 @@ WORDS = {
     Action.NEXT: "next kata",
     Action.QUIT: "quit",
 }
+# Asked before what ends a kata.
+QUESTIONS = {
+    Action.SKIP: "Skip this kata?",
+    Action.REVEAL: "Show the answer? It ends this kata.",
+}
 
 
 def keys_line(keys: Mapping[str, Action], *, hints: bool = True) -> str:
     """Return the keys with their words; without `hints`, the key for one is left out."""
+    words = {**WORDS, Action.HINT: f"{WORDS[Action.HINT]}  1-9 hint on that bug"}
     return "  ".join(
-        f"{key} {WORDS[action]}"
+        f"{key} {words[action]}"
         for key, action in keys.items()
         if hints or action is not Action.HINT
     )

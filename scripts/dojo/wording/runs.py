@@ -2,9 +2,11 @@
 
 import difflib
 import textwrap
+from collections.abc import Collection
 
 from dojo.kata.bug import FRESH, Bug
 from dojo.learner.player import Judgement
+from dojo.practice.session import Names
 from dojo.testrun.results import Outcome, RunResult, TestResult
 from dojo.wording.verdicts import verdict_line
 
@@ -14,12 +16,12 @@ _SHOWN = 5  # failing tests spelt out; more would scroll the first, and best, of
 
 
 def run_lines(
-    name: str, result: RunResult, judgement: Judgement, *, names: bool = True
+    name: str, result: RunResult, judgement: Judgement, *, names: Names = Names.SHOWN
 ) -> list[str]:
     """Return the failing tests with their first message each, and the verdict.
 
-    The verdict is left out while the planted bugs are still to be counted. Without `names` it
-    says solved or not, and no more.
+    The verdict is left out while the planted bugs are still to be counted. Where no names are
+    shown it says solved or not, and no more.
     """
     if not result.whole:
         return [f"{name}: no verdict: {result.detail}"]
@@ -28,8 +30,9 @@ def run_lines(
         if test.outcome in (Outcome.FAILED, Outcome.TIMEOUT):
             failing.setdefault(test.function, []).append(test)
     lines = []
-    if not names and not judgement.solved:
-        return [f"{name}: not yet; which tests fail, once half the time is gone"]
+    if names is not Names.SHOWN and not judgement.solved:
+        later = "; which tests fail, once half the time is gone" if names is Names.LATER else ""
+        return [f"{name}: not yet{later}"]
     for function, tests in list(failing.items())[:_SHOWN]:
         cases = sum(test.function == function for test in result.tests)
         count = f" ({len(tests)} of {cases} cases)" if cases > 1 else ""
@@ -49,13 +52,16 @@ def failure_lines(test: TestResult, count: str = "") -> list[str]:
     return [f"  fails: {test.function}{count}", *said]
 
 
-def story_lines(bug: Bug, width: int | None = STORY_WIDTH) -> list[str]:
+def story_lines(
+    bug: Bug, width: int | None = STORY_WIDTH, *, told: Collection[str] = ()
+) -> list[str]:
     """Return a bug's title, what it does, where it was seen; of a fresh one, what it changed.
 
-    The story is wrapped, unless there is no width to wrap it to.
+    The story is wrapped, unless there is no width to wrap it to, and left out if it was `told`.
     """
+    why = "the same again, elsewhere" if bug.why in told else bug.why
     lines = [bug.title]
-    lines += [f"  {line}" for line in (textwrap.wrap(bug.why, width - 2) if width else [bug.why])]
+    lines += [f"  {line}" for line in (textwrap.wrap(why, width - 2) if width else [why])]
     if bug.id.startswith(FRESH):
         lines += ["  what was changed:", *_changed(bug)]
     return lines + [f"  seen in: {link}" for link in bug.seen_in]

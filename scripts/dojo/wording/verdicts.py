@@ -14,6 +14,11 @@ def verdict_line(judgement: Judgement, name: str) -> str:
         return f"{name}: solved. Next: {reveal}" if judgement.solved else unknown
     if judgement.solved:
         return f"{name}: solved, {total} of {total} {bugs} fixed. Next: {reveal}"
+    if judgement.default_text:
+        return (
+            f"{name}: your file holds the kata's default {bugs}, not what was planted last; "
+            f"{typed('reset', name)} begins anew with these"
+        )
     if judgement.count is None:
         return (
             f"{name}: not solved yet. {typed('check', name)} counts the bugs that are fixed. "

@@ -39,6 +39,11 @@ def test_a_wrong_name_gets_the_nearest_ones(project):
         ('replace = "x + factor"', 'replace = "x * factor"', r"find and replace are the same"),
         ('hints = ["Which way does it scale?"]', "hints = []", r"at least one hint"),
         ('hints = ["Which way does it scale?"]', "hints = [1]", r"hints must be a list of strings"),
+        (
+            'id = "divides"',
+            'id = "divides"\napart = ["divides"]',
+            r"'divides': apart names an unknown bug 'divides'",
+        ),
         ("[[bug]]", "[bug]", r"kata.toml"),
         ("minutes = 5", "minutes = ", r"kata.toml: Invalid value"),
     ],

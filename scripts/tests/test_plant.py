@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -45,6 +46,15 @@ def test_a_draw_never_conflicts_and_is_refused_when_impossible(kata):
         chosen = choose(kata.correct_source, kata.bugs, 2, random.Random(seed))
         assert not conflict(kata.correct_source, chosen)
     assert choose(kata.correct_source, kata.bugs, 3, random.Random(0)) is None
+
+
+def test_bugs_that_are_kept_apart_are_not_drawn_together(kata):
+    adds, divides, subtracts = kata.bugs
+    bugs = [replace(adds, apart=("subtracts-offset",)), divides, subtracts]
+    drawn = {draw_bugs(kata, 2, seed, bugs) for seed in range(20)}
+    assert drawn == {("divides", "subtracts-offset")}
+    with pytest.raises(DojoError, match="no 2 bugs"):
+        draw_bugs(kata, 2, 7, [bugs[0], subtracts])
 
 
 def test_a_seed_gives_the_same_bugs_on_every_machine(kata):

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from dojo.cli import main
 from dojo.kata import kata_toml
 from dojo.kata.planting import conflict
-from dojo.verification import lint, structure
+from dojo.verification import budget, lint, structure
 from dojo.verification.greyed import greyed_out
 from dojo.verification.sets import larger_sets, pairs
 
@@ -199,6 +199,19 @@ def test_a_bug_that_masks_another_is_named_with_the_test(verify, triple):
     ) in result.output
 
 
+def test_a_pair_that_behaves_like_one_bug_is_to_be_kept_apart(verify, triple):
+    edited(triple, "kata.toml", "math.fabs(square)", "math.fabs(0 * square + 9)")
+    result = verify("triple", "--whole")
+    assert result.exit_code == 1
+    said = "sum-of-sides + no-root behave like no-root alone: write apart = "
+    assert f'02_triple: {said}["no-root"] under sum-of-sides' in result.output
+    edited(triple, "kata.toml", 'id = "sum-of-sides"', 'id = "sum-of-sides"\napart = ["no-root"]')
+    assert said not in verify("triple", "--whole").output
+    edited(triple, "kata.toml", 'id = "doubles"', 'id = "doubles"\napart = ["third"]')
+    said = "doubles and third are kept apart, and behave like no bug alone"
+    assert said in verify("triple", "--whole").output
+
+
 def test_the_reference_comes_first_and_its_failing_test_is_named(verify, triple):
     edited(triple, "test_triple.py", "== 5.0", "== 6.0")
     edited(triple, "README.md", "easy", "hard")
@@ -213,7 +226,8 @@ def test_the_reference_comes_first_and_its_failing_test_is_named(verify, triple)
     assert "0 of 0" in result.output
 
 
-def test_tests_that_take_too_long_are_refused_with_the_slowest(verify, triple):
+def test_tests_that_take_too_long_are_refused_with_the_slowest(verify, triple, monkeypatch):
+    monkeypatch.setattr(budget, "_slowness", lambda: 1.0)
     edited(triple, "test_triple.py", "import pytest", "import time\n\nimport pytest")
     edited(
         triple,
@@ -227,6 +241,8 @@ def test_tests_that_take_too_long_are_refused_with_the_slowest(verify, triple):
     assert result.exit_code == 1
     assert "s on the reference, more than 1 s; 1.1" in result.output
     assert "s of it test_triple" in result.output
+    monkeypatch.setattr(budget, "_slowness", lambda: 2.0)  # a machine half as fast
+    assert verify("triple").exit_code == 0
 
 
 def test_tests_that_do_not_load_are_one_problem(verify, triple):

@@ -19,3 +19,4 @@ class Bug:
     why: str
     seen_in: tuple[str, ...] = ()
     gpu: bool = False
+    apart: tuple[str, ...] = ()  # bugs with which it behaves like another: not drawn together

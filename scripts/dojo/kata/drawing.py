@@ -14,7 +14,8 @@ def draw_bugs(
 ) -> tuple[str, ...]:
     """Draw bugs that go together, from the catalogued ones unless others are given.
 
-    A seed gives the same ones everywhere. No two fail the same tests, or progress would not show.
+    A seed gives the same ones everywhere. No two fail the same tests, or progress would not show,
+    and none are kept apart.
     """
     if count < 1:
         raise DojoError(f"--count must be at least 1, not {count}")
@@ -25,6 +26,9 @@ def draw_bugs(
         chosen = choose(kata.correct_source, bugs, count, rng)
         if chosen is None:
             break
+        apart = {bug_id for bug in chosen for bug_id in bug.apart}
+        if apart.intersection(bug.id for bug in chosen):
+            continue
         if len({frozenset(bug.killed_by) for bug in chosen}) == count:
             return tuple(bug.id for bug in chosen)
     raise DojoError(f"{kata.name} has no {count} bugs that can be planted together")

@@ -69,6 +69,13 @@ def _check(kata: Kata, path: Path) -> None:
         if not bug.hints:
             raise CatalogueError(f"{where}: at least one hint is needed")
         _check_edit(source, bug, where)
+    for bug in kata.bugs:
+        for bug_id in bug.apart:
+            if bug_id not in seen - {bug.id}:
+                raise CatalogueError(
+                    f"{path}: bug {bug.id!r}: apart names an unknown bug {bug_id!r}"
+                    f"{nearest(bug_id, sorted(seen))}"
+                )
     for bug_id in kata.default:
         if bug_id not in seen:
             raise CatalogueError(

@@ -12,7 +12,7 @@ from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner
 from dojo.testrun.implementation import Planted, Reference, Solution
 from dojo.testrun.results import Outcome, RunResult, Verdict
-from dojo.verification import budget, lint, structure
+from dojo.verification import budget, likeness, lint, structure
 from dojo.verification.findings import Findings, Proof, Tally, refusal
 from dojo.verification.ledger import Ledger
 from dojo.verification.sets import larger_sets, pairs
@@ -47,6 +47,7 @@ class Verifier:
         self._has_gpu = has_gpu
         self._ran = ran
         self._ledger = Ledger(project, has_gpu)
+        self._alone: dict[str, RunResult] = {}  # the present kata's bugs, under the first seed
 
     def runs_of(self, kata: Kata) -> int:
         """Return how many runs the kata takes, give or take those that find something."""
@@ -134,9 +135,12 @@ class Verifier:
         def run(runner: Runner, job: tuple[Bug, int]) -> RunResult:
             return run_alone(runner, kata, *job, whole=whole)
 
+        self._alone = {}
         caught = dict.fromkeys((bug.id for bug in bugs), True)
         jobs = [(bug, seed) for bug in bugs for seed in range(self._seeds)]
         for (bug, seed), result in self._map(run, jobs, findings):
+            if seed == 0:
+                self._alone[bug.id] = result
             failing = caught_by(result)
             caught[bug.id] &= bool(failing)
             if not failing:
@@ -164,6 +168,7 @@ class Verifier:
             return runner.run(kata, planted, seed=0, only=names, first_failure=not whole)
 
         tally = Tally(planted=len(sets))
+        pairs_run = []
         for chosen, result in self._map(run, sets, findings):
             failing = caught_by(result)
             together = " + ".join(bug.id for bug in chosen)
@@ -174,7 +179,30 @@ class Verifier:
                 )
             elif whole:
                 findings.problems += _masked(chosen, failing)
+                if len(chosen) == 2:
+                    pairs_run.append((chosen, result))
+        findings.problems += self._misleading(pairs_run, findings)
         return tally
+
+    def _misleading(
+        self, pairs_run: Sequence[tuple[tuple[Bug, ...], RunResult]], findings: Findings
+    ) -> Iterator[str]:
+        """Yield what is wrong with pairs that behave like one bug alone, seen in all tests."""
+        kata = findings.kata
+
+        def run(runner: Runner, chosen: tuple[Bug, ...]) -> RunResult:
+            return runner.run(kata, Planted(tuple(bug.id for bug in chosen)), seed=0)
+
+        doubtful = []
+        for chosen, result in pairs_run:
+            names = {name for bug in chosen for name in bug.killed_by}
+            if likeness.alike(result, self._alone, names):
+                doubtful.append(chosen)
+            elif said := likeness.problem(chosen, ()):
+                yield said
+        for chosen, result in self._map(run, doubtful, findings):
+            if said := likeness.problem(chosen, likeness.alike(result, self._alone)):
+                yield said
 
 
 def run_alone(runner: Runner, kata: Kata, bug: Bug, seed: int, *, whole: bool) -> RunResult:

@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dojo.instruments.evidence import evidence_of_shape, evidence_of_values
 from dojo.project import Project
 
 # rtol and atol of `torch.testing.assert_close`; every other dtype is compared exactly.
@@ -42,22 +43,23 @@ def assert_matches(
     """Compare type, shape, dtype and values; a failure opens with the behaviour that is wrong.
 
     A value matches if it differs by no more than `atol + rtol * |expected|`; the defaults go by
-    dtype. NaN matches only NaN, and an infinity only itself.
+    dtype. NaN matches only NaN, and an infinity only itself. Below the first line stand sentences
+    on where and how the values are wrong, if that is a known pattern, and a map of the errors.
 
-    This is `torch.testing.assert_close` with its evidence on one line and without its first call's
+    This is `torch.testing.assert_close` with its evidence in sight and without its first call's
     import of sympy, half a second that every run would pay.
     """
     if not isinstance(actual, Tensor):
         pytest.fail(f"{behaviour}: got {type(actual).__name__}, not a tensor", pytrace=False)
     got, wanted = tuple(actual.shape), tuple(expected.shape)
     if got != wanted:
-        pytest.fail(f"{behaviour}: the shape is {got}, not {wanted}", pytrace=False)
+        said = f"{behaviour}: the shape is {got}, not {wanted}"
+        rtol, atol = _tolerance(expected, rtol, atol)
+        pytest.fail(said + evidence_of_shape(actual, expected, rtol, atol), pytrace=False)
     if actual.dtype != expected.dtype:
         message = f"{behaviour}: the dtype is {actual.dtype}, not {expected.dtype}"
         pytest.fail(message, pytrace=False)
-    default_rtol, default_atol = TOLERANCES.get(expected.dtype, (0.0, 0.0))
-    rtol = default_rtol if rtol is None else rtol
-    atol = default_atol if atol is None else atol
+    rtol, atol = _tolerance(expected, rtol, atol)
     actual, expected = actual.detach(), expected.detach().to(actual.device)
     close = torch.isclose(actual, expected, rtol=rtol, atol=atol, equal_nan=True)
     if close.all():
@@ -66,12 +68,19 @@ def assert_matches(
     # A NaN or infinite difference is the worst there is.
     worst = int(error.nan_to_num(nan=torch.inf).argmax())
     index = tuple(int(i) for i in np.unravel_index(worst, expected.shape))
-    pytest.fail(
+    said = (
         f"{behaviour}: {int((~close).sum())} of {close.numel()} values are wrong; "
         f"at {index} it is {_number(actual[index])}, not {_number(expected[index])} "
-        f"(rtol {rtol:g}, atol {atol:g})",
-        pytrace=False,
+        f"(rtol {rtol:g}, atol {atol:g})"
     )
+    evidence = evidence_of_values(said, actual, expected, close, rtol, atol)
+    pytest.fail(said + evidence, pytrace=False)
+
+
+def _tolerance(expected: Tensor, rtol: float | None, atol: float | None) -> tuple[float, float]:
+    """Return the tolerances that are given, and for the others the dtype's."""
+    default_rtol, default_atol = TOLERANCES.get(expected.dtype, (0.0, 0.0))
+    return default_rtol if rtol is None else rtol, default_atol if atol is None else atol
 
 
 def _number(x: Tensor) -> str:

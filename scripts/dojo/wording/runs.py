@@ -12,6 +12,8 @@ from dojo.wording.verdicts import verdict_line
 
 STORY_WIDTH = 88
 
+_SAID = 3  # lines of a failure
+_PICTURE = 20  # lines of what stands behind an empty line: a map of errors
 _SHOWN = 5  # failing tests spelt out; more would scroll the first, and best, off the screen
 
 
@@ -33,10 +35,12 @@ def run_lines(
     if names is not Names.SHOWN and not judgement.solved:
         later = "; which tests fail, once half the time is gone" if names is Names.LATER else ""
         return [f"{name}: not yet{later}"]
-    for function, tests in list(failing.items())[:_SHOWN]:
+    for place, (function, tests) in enumerate(list(failing.items())[:_SHOWN]):
         cases = sum(test.function == function for test in result.tests)
         count = f" ({len(tests)} of {cases} cases)" if cases > 1 else ""
         lines += failure_lines(tests[0], count)
+        if place == 0:  # one picture; more would scroll it off the screen
+            lines += _picture_lines(tests[0])
     if len(failing) > _SHOWN:
         lines.append(f"  and {len(failing) - _SHOWN} more test functions fail")
     failed = sum(map(len, failing.values()))
@@ -48,8 +52,21 @@ def run_lines(
 
 def failure_lines(test: TestResult, count: str = "") -> list[str]:
     """Return what a test that failed says; `count` tells how many of its cases did."""
-    said = [f"      {line}" for line in test.message.splitlines()[:3]]
-    return [f"  fails: {test.function}{count}", *said]
+    return [f"  fails: {test.function}{count}", *_indented(_parts(test)[0][:_SAID])]
+
+
+def _picture_lines(test: TestResult) -> list[str]:
+    return _indented(_parts(test)[1][:_PICTURE])
+
+
+def _parts(test: TestResult) -> tuple[list[str], list[str]]:
+    """Return the lines of what a test says, and of the picture behind an empty line."""
+    said, _, picture = test.message.partition("\n\n")
+    return said.splitlines(), picture.splitlines()
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"      {line}" for line in lines]
 
 
 def story_lines(

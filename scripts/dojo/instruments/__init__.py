@@ -1,0 +1,1 @@
+"""What makes a run visible. Imports torch, numpy and the standard library alone."""

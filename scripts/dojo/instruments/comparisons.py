@@ -1,0 +1,49 @@
+"""Failed comparisons, kept in a folder: one process runs the tests, another shows them."""
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+# Names the folder. A variable, for a comparison knows nothing of pytest's options.
+FOLDER = "KATA_COMPARISONS"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A failed comparison in a matrix of cells, each with the values of its worst element."""
+
+    test: str  # with its parameters
+    said: str
+    sentences: tuple[str, ...]
+    slice: str  # [2, :, :]; empty where it is the whole tensor
+    shape: tuple[int, ...]  # of the whole tensor
+    pooled: bool  # whether a cell stands for several elements
+    places: list[list[list[int]]]  # the index of the element
+    actual: list[list[float]]
+    expected: list[list[float]]
+    excess: list[list[float]]  # the error in tolerances
+
+
+def wanted() -> bool:
+    """Say whether a folder for failed comparisons is named."""
+    return FOLDER in os.environ
+
+
+def keep(comparison: Comparison) -> None:
+    """Put a comparison into the folder, in a file of its own: several processes may write."""
+    descriptor, _ = tempfile.mkstemp(".json", dir=os.environ[FOLDER])
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(asdict(comparison), file)
+
+
+def kept(folder: Path) -> list[Comparison]:
+    """Return the comparisons in a folder, in any order."""
+    texts = [path.read_text(encoding="utf-8") for path in folder.glob("*.json")]
+    return [
+        Comparison(
+            **{**facts, "sentences": tuple(facts["sentences"]), "shape": tuple(facts["shape"])}
+        )
+        for facts in map(json.loads, texts)
+    ]

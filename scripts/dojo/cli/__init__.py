@@ -22,6 +22,7 @@ _COMMANDS = (
     "practice",
     "reset",
     "reveal",
+    "show",
     "stats",
     "undo",
     "verify",

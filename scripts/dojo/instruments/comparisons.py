@@ -3,11 +3,13 @@
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 # Names the folder. A variable, for a comparison knows nothing of pytest's options.
-FOLDER = "KATA_COMPARISONS"
+_FOLDER = "KATA_COMPARISONS"
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,25 @@ class Comparison:
     excess: list[list[float]]  # the error in tolerances
 
 
-def wanted() -> bool:
+@contextmanager
+def wanted() -> Iterator[Path]:
+    """Have the processes that are started in the block keep their comparisons in this folder."""
+    with tempfile.TemporaryDirectory(prefix="kata-comparisons-") as folder:
+        os.environ[_FOLDER] = folder
+        try:
+            yield Path(folder)
+        finally:
+            del os.environ[_FOLDER]
+
+
+def are_wanted() -> bool:
     """Say whether a folder for failed comparisons is named."""
-    return FOLDER in os.environ
+    return _FOLDER in os.environ
 
 
 def keep(comparison: Comparison) -> None:
     """Put a comparison into the folder, in a file of its own: several processes may write."""
-    descriptor, _ = tempfile.mkstemp(".json", dir=os.environ[FOLDER])
+    descriptor, _ = tempfile.mkstemp(".json", dir=os.environ[_FOLDER])
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         json.dump(asdict(comparison), file)
 

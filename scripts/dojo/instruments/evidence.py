@@ -41,7 +41,7 @@ def evidence_of_values(
             expected.dtype is torch.bool,
         )
         lines = sentences(mismatch)
-        if comparisons.wanted():
+        if comparisons.are_wanted():
             comparisons.keep(recorded(said, lines, mismatch))
         if picture := error_map(mismatch):
             lines += ["", *picture]

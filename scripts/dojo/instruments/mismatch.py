@@ -1,5 +1,6 @@
 """A comparison that failed, element by element: what every picture and every claim is made from."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,6 +41,20 @@ class Mismatch:
         """Return each error in tolerances. Numpy takes NaN for the largest, and sorts it so."""
         allowed = 1.0 if self.exact else self.atol + self.rtol * np.abs(self.expected)
         return np.where(self.wrong, self.error / allowed, 0.0)
+
+    @cached_property
+    def probe(self) -> tuple[int, ...]:
+        """Return the index of a wrong element, from the middle of them."""
+        wrong = np.flatnonzero(self.wrong)
+        middle = np.unravel_index(wrong[len(wrong) // 2], self.wrong.shape)
+        return tuple(map(int, middle))
+
+    def denies(self, predicted: float) -> bool:
+        """Say whether the probe alone shows that it is not explained: much faster, often enough."""
+        actual = float(self.actual[self.probe])
+        close = abs(actual - predicted) <= self.atol + self.rtol * abs(predicted)
+        same = actual == predicted or (math.isnan(actual) and math.isnan(predicted))
+        return not (close or same)
 
     def explained_by(
         self, predicted: Numbers, part: Mask | tuple[slice, ...] | None = None

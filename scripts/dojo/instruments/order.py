@@ -31,7 +31,10 @@ def permutations(expected: Numbers) -> Iterator[tuple[str, Numbers]]:
 
 def _permuted(mismatch: Mismatch) -> str | None:
     shape = mismatch.expected.shape
+    probe = int(np.ravel_multi_index(mismatch.probe, shape))
     for text, values in permutations(mismatch.expected):
+        if mismatch.denies(float(values.flat[probe])):
+            continue
         if mismatch.explained_by(values.reshape(shape)):
             read = "" if values.shape == shape else f".reshape{shape}"
             return f"The values are those of {text}{read}."
@@ -50,7 +53,12 @@ def _shifted(mismatch: Mismatch) -> str | None:
 
 def _shifted_by(mismatch: Mismatch, axis: int, shift: int) -> str | None:
     """Say it if each value is the one expected `shift` places before it."""
-    ndim = mismatch.expected.ndim
+    ndim, length = mismatch.expected.ndim, mismatch.expected.shape[axis]
+    probed = mismatch.probe[axis] - shift
+    if 0 <= probed < length:
+        place = (*mismatch.probe[:axis], probed, *mismatch.probe[axis + 1 :])
+        if mismatch.denies(float(mismatch.expected[place])):
+            return None
     to, source = _part(axis, shift, ndim), _part(axis, -shift, ndim)
     if not _explains_most(mismatch.wrong, to):
         return None

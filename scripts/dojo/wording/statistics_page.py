@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from dojo.history.statistics import Stats, Timing
+from dojo.wording.pages import templates
 from dojo.wording.quantities import clock, count, duration
 
 _WEEKS = 12
@@ -29,13 +28,7 @@ class Box:
 
 def render_page(stats: Stats) -> str:
     """Return the page."""
-    environment = Environment(
-        loader=PackageLoader("dojo.wording"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    environment = templates()
     environment.filters.update(
         clock=clock, count=count, duration=duration, long=_long, page_name=_page_name
     )

@@ -1,0 +1,77 @@
+"""kata show: the failed comparisons of a run as heat maps."""
+
+from pathlib import Path
+
+import click
+
+from dojo.cli import output
+from dojo.errors import DojoError, nearest, typed
+from dojo.instruments import comparisons
+from dojo.kata import catalogue
+from dojo.kata.kata import Kata
+from dojo.project import Project
+from dojo.runner.runner import Runner
+from dojo.testrun.results import Outcome, test_functions
+from dojo.wording.quantities import count
+
+
+@click.command(name="show")
+@click.argument("name", metavar="KATA")
+@click.argument("test", metavar="[TEST]", required=False)
+@click.option(
+    "--html",
+    "page",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Where to write the page (default: .dojo/show/KATA.html).",
+)
+@click.pass_obj
+def command(project: Project, name: str, test: str | None, page: Path | None) -> None:
+    """Show where your results are wrong: a page of heat maps, to open in a browser.
+
+    Runs the kata's tests on your file, or one test function alone, and shows of each comparison
+    that fails the actual values, the expected ones and the errors. Nothing is recorded.
+
+    \b
+    Example: kata show softmax
+    Example: kata show softmax test_every_slice_sums_to_one --html softmax.html
+    """
+    kata = catalogue.find(project, name)
+    only = [_function(kata, test)] if test else []
+    with comparisons.wanted() as folder, Runner(project) as runner:
+        result = runner.run(kata, only=only)
+        kept = comparisons.kept(folder)
+    if not result.whole:
+        raise DojoError(f"{kata.name}: no verdict: {result.detail}")
+    failed = [one for one in result.tests if one.outcome in (Outcome.FAILED, Outcome.TIMEOUT)]
+    if not failed:
+        click.echo(f"{kata.name}: nothing fails, so there is nothing to show")
+        return
+    order = {one.name: place for place, one in enumerate(failed)}
+    shown = sorted((one for one in kept if one.test in order), key=lambda one: order[one.test])
+    if not shown:
+        raise DojoError(
+            f"{kata.name}: {count(len(failed), 'test')} failed, none of them by values that can "
+            f"be drawn; {typed('check', kata.name)} says why"
+        )
+    from dojo.wording.comparisons_page import (
+        render_comparisons,  # not above: `kata show --help` needs no templates
+    )
+
+    drawn = {one.test for one in shown}
+    others = [one for one in failed if one.name not in drawn]
+    output.write(page or _page(project, kata), render_comparisons(kata.name, shown, others))
+    click.echo(f"wrote {page or _page(project, kata)}")
+
+
+def _function(kata: Kata, test: str) -> str:
+    known = test_functions(kata.tests)
+    if test not in known:
+        raise DojoError(f"{kata.name} has no test called {test!r}{nearest(test, sorted(known))}")
+    return test
+
+
+def _page(project: Project, kata: Kata) -> Path:
+    folder = project.state / "show"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{kata.name}.html"

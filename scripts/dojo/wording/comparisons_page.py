@@ -1,0 +1,39 @@
+"""Failed comparisons as one page of HTML: actual, expected and error as heat maps."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dojo.instruments.comparisons import Comparison
+from dojo.testrun.results import TestResult
+from dojo.wording.pages import templates
+from dojo.wording.quantities import count
+
+_DIGITS = 6
+
+
+def render_comparisons(
+    name: str, comparisons: Sequence[Comparison], others: Sequence[TestResult]
+) -> str:
+    """Return the page on a kata of this name; the `others` failed without comparing values."""
+    environment = templates()
+    environment.filters.update(count=count)
+    return environment.get_template("comparisons.html").render(
+        name=name,
+        comparisons=comparisons,
+        cells=[_cells(comparison) for comparison in comparisons],
+        others=others,
+    )
+
+
+def _cells(comparison: Comparison) -> dict[str, Any]:
+    """Return what the page's script draws, the numbers as short as a person reads them."""
+    return {
+        "places": comparison.places,
+        "actual": _rounded(comparison.actual),
+        "expected": _rounded(comparison.expected),
+        "excess": _rounded(comparison.excess),
+    }
+
+
+def _rounded(matrix: list[list[float]]) -> list[list[float]]:
+    return [[float(f"{value:.{_DIGITS}g}") for value in row] for row in matrix]

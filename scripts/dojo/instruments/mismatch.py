@@ -52,9 +52,9 @@ class Mismatch:
     def denies(self, predicted: float) -> bool:
         """Say whether the probe alone shows that it is not explained: much faster, often enough."""
         actual = float(self.actual[self.probe])
-        close = abs(actual - predicted) <= self.atol + self.rtol * abs(predicted)
-        same = actual == predicted or (math.isnan(actual) and math.isnan(predicted))
-        return not (close or same)
+        if not math.isfinite(predicted):
+            return actual != predicted and not (math.isnan(actual) and math.isnan(predicted))
+        return not abs(actual - predicted) <= self.atol + self.rtol * abs(predicted)
 
     def explained_by(
         self, predicted: Numbers, part: Mask | tuple[slice, ...] | None = None
@@ -67,6 +67,7 @@ class Mismatch:
         actual, error, wrong = self.actual[where], self.error[where], self.wrong[where]
         left = np.abs(actual - predicted)
         close = left <= self.atol + self.rtol * np.abs(predicted)
-        close &= ~wrong | (left <= _LEFT * error) | np.isinf(error)
+        close &= np.isfinite(predicted)
+        close &= ~wrong | (left <= _LEFT * error) | np.isnan(error)
         same = (actual == predicted) | (np.isnan(actual) & np.isnan(predicted))
         return bool((close | same).all())

@@ -49,7 +49,7 @@ def _which(hit: NDArray[np.int64], n: int, axis: int, ndim: int, whole: bool) ->
     Where they are not `whole` slices but single elements, any few of them would be a pattern.
     """
     first, last, count = int(hit[0]), int(hit[-1]), len(hit)
-    one, many, along = _nouns(axis, ndim)
+    one, many, along = _nouns(axis, ndim if whole else 1)
     if count == 1:
         if first in (0, n - 1):
             return f"the {'last' if first else 'first'} {one}{along} is"
@@ -70,6 +70,7 @@ def _which(hit: NDArray[np.int64], n: int, axis: int, ndim: int, whole: bool) ->
 
 
 def _nouns(axis: int, ndim: int) -> tuple[str, str, str]:
+    """Return what lies along an axis, one and many, and which axis it is where that has no name."""
     if ndim == 1:
         return "element", "elements", ""
     if ndim == 2:

@@ -8,7 +8,7 @@ from dojo.testrun.results import TestResult
 from dojo.wording.pages import templates
 from dojo.wording.quantities import count
 
-_DIGITS = 6
+_DIGITS = 9  # a small error shows in the difference too
 
 
 def render_comparisons(

@@ -43,14 +43,14 @@ def _marks(mismatch: Mismatch, pooled: Cells, largest: float) -> NDArray[np.str_
         for values in (mismatch.actual, mismatch.expected, mismatch.excess)
     )
     small, middle = (share * largest for share in _SHARES)
-    marks = [
-        (excess == 0, _RIGHT),
-        (np.isnan(actual), _NAN),
-        ((actual == 0) & (expected != 0), _ZERO),
-        (excess <= small, _SMALL),
-        (excess <= middle, _MIDDLE),
-    ]
-    return np.select([mask for mask, _ in marks], [mark for _, mark in marks], _LARGE)
+    marks = np.full(excess.shape, _LARGE)
+    # The later ones overrule the earlier.
+    marks[excess <= middle] = _MIDDLE
+    marks[excess <= small] = _SMALL
+    marks[(actual == 0) & (expected != 0)] = _ZERO
+    marks[np.isnan(actual)] = _NAN
+    marks[excess == 0] = _RIGHT
+    return marks
 
 
 def _title(pooled: Cells) -> str:

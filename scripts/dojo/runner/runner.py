@@ -153,8 +153,9 @@ def _ended_early(answer: Answer, account: Account, limits: Limits) -> tuple[Verd
     if answer.stopped is Stopped.CANCELLED:
         return Verdict.CANCELLED, "cancelled"
     if answer.stopped is Stopped.TIMEOUT:
-        failed = next((t.message for t in account.tests if t.outcome is Outcome.FAILED), None)
-        why = f"; a test had failed: {failed}" if failed else ": an endless loop in C code?"
+        failed = next((t.message for t in account.tests if t.outcome is Outcome.FAILED), "")
+        said = failed.partition("\n")[0]
+        why = f"; a test had failed: {said}" if said else ": an endless loop in C code?"
         return Verdict.TIMEOUT, f"stopped after {limits.run_seconds:g} s{why}"
     if account.exit_code is None:
         assert answer.status is not None  # only a run that said its exit code is not waited for

@@ -441,6 +441,26 @@ def test_every_dtype_has_a_map(dtype):
     assert "\n0..\n...\n" in message
 
 
+@pytest.mark.parametrize(
+    "actual",
+    [
+        torch.ones(4, 3, device="meta"),
+        torch.ones(4, 3).to_sparse(),
+        torch.ones(4, 3, dtype=torch.complex64),
+        torch.ones(4, 3, requires_grad=True),
+        torch.ones(0, 3),
+    ],
+    ids=["meta", "sparse", "complex", "asks", "empty"],
+)
+def test_any_tensor_of_a_wrong_shape_is_a_failure(actual):
+    assert failure(actual, torch.zeros(3, 4)).startswith("product: the shape is ")
+
+
+def test_values_that_are_views_of_complex_ones_have_a_map():
+    actual = torch.arange(6.0).reshape(2, 3).to(torch.complex64).mul(1j).conj().imag
+    assert "Each wrong value has its sign flipped." in failure(actual, -actual.clone())
+
+
 def test_where_all_is_right_nothing_is_computed(monkeypatch):
     def refuse(*_):
         raise AssertionError("evidence where there is no failure")

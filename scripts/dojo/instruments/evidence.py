@@ -36,7 +36,7 @@ def evidence_of_values(
         mismatch = Mismatch(
             _numbers(actual),
             _numbers(expected),
-            close.logical_not().cpu().numpy(),
+            (~close).cpu().numpy(),
             rtol,
             atol,
             expected.dtype is torch.bool,

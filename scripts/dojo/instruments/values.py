@@ -16,19 +16,24 @@ def change(mismatch: Mismatch) -> str | None:
     if mismatch.is_bool or np.count_nonzero(wrong) < _LEAST:
         return None
     actual, expected = mismatch.actual[wrong], mismatch.expected[wrong]
-    if mismatch.explained_by(-expected, wrong):
+    probed = float(mismatch.expected[mismatch.probe])
+    if not mismatch.denies(-probed) and mismatch.explained_by(-expected, wrong):
         return "Each wrong value has its sign flipped."
     if len(actual) < _LEAST_CONSTANT or not np.isfinite([actual, expected]).all():
         return None
     if np.ptp(expected) <= _SPREAD * np.abs(expected).max():
         return None
-    return _factor(mismatch, actual, expected) or _offset(mismatch, actual, expected)
+    return _factor(mismatch, probed, actual, expected) or _offset(
+        mismatch, probed, actual, expected
+    )
 
 
-def _factor(mismatch: Mismatch, actual: Numbers, expected: Numbers) -> str | None:
+def _factor(mismatch: Mismatch, probed: float, actual: Numbers, expected: Numbers) -> str | None:
     largest = int(np.abs(expected).argmax())
     factor = float(actual[largest] / expected[largest])
-    if factor == 0 or not mismatch.explained_by(factor * expected, mismatch.wrong):
+    if factor == 0 or mismatch.denies(factor * probed):
+        return None
+    if not mismatch.explained_by(factor * expected, mismatch.wrong):
         return None
     return f"Each wrong value is {factor:.4g}{_fraction(factor)} times the expected one."
 
@@ -40,8 +45,10 @@ def _fraction(factor: float) -> str:
     return ""
 
 
-def _offset(mismatch: Mismatch, actual: Numbers, expected: Numbers) -> str | None:
+def _offset(mismatch: Mismatch, probed: float, actual: Numbers, expected: Numbers) -> str | None:
     offset = float((actual - expected).mean())
+    if mismatch.denies(probed + offset):
+        return None
     if not mismatch.explained_by(expected + offset, mismatch.wrong):
         return None
     sign = "minus" if offset < 0 else "plus"

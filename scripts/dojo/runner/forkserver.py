@@ -13,6 +13,7 @@ import contextlib
 import gc
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import TextIO
 
@@ -63,6 +64,8 @@ def _do_once() -> None:
     load_module(Path(__file__), "once", text)
     few = torch.randn(2, 2)
     torch.isclose(few.softmax(-1), few).all().item()
+    with contextlib.suppress(pytest.fail.Exception):
+        sys.modules["dojo.testing"].assert_matches(few, few + 1, "values that differ")
 
 
 def _delegate(line: bytes, requests: int, answers: TextIO) -> bytes:

@@ -88,6 +88,9 @@ def _check(kata: Kata, path: Path) -> None:
             f"{path}: level {kata.level} plants {wanted} different bugs by default, "
             f"not {len(kata.default)}"
         )
+    apart = {bug_id for name in kata.default for bug_id in kata.bug(name).apart}
+    if clashing := apart.intersection(kata.default):
+        raise CatalogueError(f"{path}: default bug {min(clashing)} is kept apart from another")
     if clash := conflict(source, [kata.bug(bug_id) for bug_id in kata.default]):
         raise CatalogueError(f"{path}: default bugs {clash[0]} and {clash[1]} touch the same lines")
 

@@ -179,7 +179,7 @@ class Verifier:
                 )
             elif whole:
                 findings.problems += _masked(chosen, failing)
-                if len(chosen) == 2:
+                if len(chosen) == 2 and not likeness.are_apart(chosen):
                     pairs_run.append((chosen, result))
         findings.problems += self._misleading(pairs_run, findings)
         return tally
@@ -198,11 +198,9 @@ class Verifier:
             names = {name for bug in chosen for name in bug.killed_by}
             if likeness.alike(result, self._alone, names):
                 doubtful.append(chosen)
-            elif said := likeness.problem(chosen, ()):
-                yield said
         for chosen, result in self._map(run, doubtful, findings):
-            if said := likeness.problem(chosen, likeness.alike(result, self._alone)):
-                yield said
+            if like := likeness.alike(result, self._alone):
+                yield likeness.problem(chosen, like)
 
 
 def run_alone(runner: Runner, kata: Kata, bug: Bug, seed: int, *, whole: bool) -> RunResult:

@@ -35,15 +35,16 @@ def alike(
     ]
 
 
-def problem(pair: tuple[Bug, ...], like: Collection[str]) -> str | None:
-    """Return what is wrong with a pair that behaves like these bugs alone, or None."""
+def problem(pair: tuple[Bug, ...], like: Collection[str]) -> str:
+    """Return what is wrong with a pair that behaves like these bugs alone."""
     one, other = pair
-    apart = other.id in one.apart or one.id in other.apart
-    if like and not apart:
-        return (
-            f"{one.id} + {other.id} behave like {' and '.join(like)} alone: "
-            f'write apart = ["{other.id}"] under {one.id}, and they are not drawn together'
-        )
-    if apart and not like:
-        return f"{one.id} and {other.id} are kept apart, and behave like no bug alone"
-    return None
+    return (
+        f"{one.id} + {other.id} behave like {' and '.join(like)} alone: "
+        f'write apart = ["{other.id}"] under {one.id}, and they are not drawn together'
+    )
+
+
+def are_apart(pair: tuple[Bug, ...]) -> bool:
+    """Say whether the two are never drawn together."""
+    one, other = pair
+    return other.id in one.apart or one.id in other.apart

@@ -85,6 +85,20 @@ def test_a_failure_in_a_run_is_shown_unless_names_are_hidden(free, timed):
     assert timed(interview=True).handle(Failed(test)) == []
 
 
+def test_what_the_code_printed_stands_under_what_the_test_says(free):
+    test = TestResult("test_scale", Outcome.FAILED, "message", 0.1, printed="x is 5\n... 3 more")
+    shown = ["      message", "      your code printed:", "      | x is 5", "      | ... 3 more"]
+    assert event_lines(RunFails(test), "01_scale")[1:5] == shown
+    (judged,) = free.handle(Ran(RunResult.of([test], 0.1)))
+    assert event_lines(judged, "01_scale")[2:6] == shown
+
+
+def test_what_a_file_that_does_not_load_printed_is_shown(free):
+    test = TestResult("test_scale", Outcome.ERROR, "no", 0.1, printed="x is 5")
+    (judged,) = free.handle(Ran(RunResult.of([test], 0.1)))
+    assert event_lines(judged, "01_scale")[2:] == ["      your code printed:", "      | x is 5"]
+
+
 def test_a_run_starts_and_is_judged(free):
     assert free.handle(Started()) == [RunStarted()]
     (event,) = free.handle(run(scale="failed", shift="passed"))

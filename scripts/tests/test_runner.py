@@ -195,6 +195,44 @@ def test_what_one_run_prints_is_not_shown_by_the_next(runner, kata):
     assert runner.run(kata).verdict == Verdict.PASSED
 
 
+def test_what_the_code_prints_stands_with_the_test_that_failed(runner, kata):
+    noise = """import os, sys
+    print("x is", x, flush=True)
+    print("to stderr", file=sys.stderr)
+    os.write(1, b'{"exit": 0}\\n{"end": true}\\n')
+    for number in range(40): print("\\x1b[31mline", number, "\\x1b[0m\\rback")"""
+    kata.botched.write_text(when_called(noise).replace("x * factor", "x + factor"))
+    first, second, third = runner.run(kata).tests
+    assert first.outcome is second.outcome is Outcome.FAILED
+    lines = first.printed.splitlines()
+    assert lines[:3] == ["x is 5.0", '{"exit": 0}', '{"end": true}']
+    assert lines[3:5] == ["line 0", "back"]
+    assert lines[10:] == ["... 74 more lines"]
+    assert third.outcome is Outcome.PASSED
+    assert third.printed == ""
+
+
+def test_code_that_closes_what_it_prints_to_ends_in_a_verdict(runner, kata):
+    kata.botched.write_text(when_called("import sys; sys.stdout.close()"))
+    assert runner.run(kata).verdict in (Verdict.FAILED, Verdict.BROKEN, Verdict.CRASHED)
+    kata.botched.write_text(GOOD)
+    assert runner.run(kata).verdict is Verdict.PASSED
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("raise ValueError('no')", "ValueError in scale, line 2: no"),
+        ("assert x is None, 'own'", "AssertionError in scale, line 2: own"),
+        ("max(y.z for y in [x])", "AttributeError in line 2: 'float' object has no attribute 'z'"),
+        ("import os; os._exit(3)", "in scale, line 2: the code called os._exit(3)"),
+    ],
+)
+def test_an_error_says_where_in_the_learners_file_it_came_up(runner, kata, body, said):
+    kata.botched.write_text(when_called(body))
+    assert runner.run(kata).tests[0].message.splitlines()[0] == said
+
+
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf", ""])
 def test_a_limit_that_is_no_number_is_refused_with_its_name(monkeypatch, text):
     monkeypatch.setenv("KATA_TEST_SECONDS", text)

@@ -35,7 +35,8 @@ from dojo.testrun.implementation import (
     write_variant,
 )
 from dojo.testrun.limits import Limits
-from dojo.testrun.loading import explain_load_error, load_module
+from dojo.testrun.loading import explain_load_error, load_module, place_of
+from dojo.testrun.printed import folded
 from dojo.testrun.results import Outcome, TestResult
 
 pytest.register_assert_rewrite("dojo.testing", "dojo.kernels")
@@ -233,10 +234,11 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the structured result to the report, and cut captured output to a readable size."""
     report = yield
+    printed = "".join(text for _, text in report.sections) if report.failed else ""
     report.sections = [(title, _shorten(text)) for title, text in report.sections]
     folder = kata_folder(item.path)
     if folder is not None:
-        result = _test_result(item, call, report)
+        result = _test_result(item, call, report, folded(printed))
         if result is not None:
             if result.outcome is Outcome.TIMEOUT:
                 _stop(item.config, folder, "an earlier test did not end")
@@ -246,7 +248,7 @@ def pytest_runtest_makereport(
 
 
 def _test_result(
-    item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
+    item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, printed: str
 ) -> TestResult | None:
     if report.passed and report.when != "call":
         return None
@@ -260,7 +262,7 @@ def _test_result(
     name = item.nodeid.partition("::")[2]
     tested = item.config.stash.get(_revisions, {}).get(item.path.parent, "")
     seconds = item.stash.get(_seconds, 0.0)
-    return TestResult(name, outcome, message, seconds, tested, _raised(call))
+    return TestResult(name, outcome, message, seconds, tested, _raised(call), printed)
 
 
 def _raised(call: pytest.CallInfo[None]) -> bool:
@@ -271,12 +273,14 @@ def _raised(call: pytest.CallInfo[None]) -> bool:
 def _message(call: pytest.CallInfo[None]) -> str:
     assert call.excinfo is not None
     error = call.excinfo.value
-    text = str(error)
+    text, place = str(error), place_of(error)
     if isinstance(error, AssertionError):
         # Behind a message of the test's own, pytest repeats the expression; the message is enough.
         text = re.split(r"(?<!^)\nassert ", text, maxsplit=1)[0]
-    if not isinstance(error, (AssertionError, pytest.fail.Exception, pytest.skip.Exception)):
-        text = f"{type(error).__name__}: {text}"
+    if isinstance(error, (pytest.fail.Exception, pytest.skip.Exception)):
+        text = f"{place.removeprefix(' ')}: {text}" if place else text
+    elif place or not isinstance(error, AssertionError):
+        text = f"{type(error).__name__}{place}: {text}"
     return _shorten(text)
 
 

@@ -6,7 +6,7 @@ import re
 import sys
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType, FrameType, ModuleType
 
 from dojo.errors import typed
 
@@ -45,6 +45,38 @@ def load_module(path: Path, name: str, source: bytes) -> ModuleType:
         del sys.modules[module_name]
         raise
     return module
+
+
+def is_of_implementation(frame: FrameType) -> bool:
+    """Say whether a frame runs code of a file that was loaded here."""
+    return isinstance(frame.f_globals.get("__loader__"), _SourceLoader)
+
+
+def place_of(error: BaseException) -> str:
+    """Return where in the implementation an error came up, such as " in backward, line 41".
+
+    It is the innermost frame there; empty where none is, as in a test's own comparison.
+    """
+    place, traceback = "", error.__traceback__
+    while traceback is not None:
+        if is_of_implementation(traceback.tb_frame):
+            place = _place(traceback.tb_frame, traceback.tb_lineno)
+        traceback = traceback.tb_next
+    return place
+
+
+def place_of_call() -> str:
+    """Return where in the implementation the code runs that has called, as `place_of` does."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not is_of_implementation(frame):
+        frame = frame.f_back
+    return "" if frame is None else _place(frame, frame.f_lineno)
+
+
+def _place(frame: FrameType, line: int) -> str:
+    name = frame.f_code.co_name
+    # A comprehension, a lambda or the module has no name of its own.
+    return f" in line {line}" if name.startswith("<") else f" in {name}, line {line}"
 
 
 def explain_load_error(error: BaseException, path: Path) -> str:

@@ -30,6 +30,7 @@ class TestResult:
     seconds: float  # of processor time
     revision: str = ""  # of the implementation's text that was tested
     raised: bool = False  # an exception ended it, other than an assertion or a warning
+    printed: str = ""  # by the code it ran, where it failed; cut to a few lines
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain data, for xdist and the runner to send."""

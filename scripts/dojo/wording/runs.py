@@ -26,7 +26,8 @@ def run_lines(
     shown it says solved or not, and no more.
     """
     if not result.whole:
-        return [f"{name}: no verdict: {result.detail}"]
+        printed = next((test.printed for test in result.tests if test.outcome is Outcome.ERROR), "")
+        return [f"{name}: no verdict: {result.detail}", *_printed_lines(printed)]
     failing: dict[str, list[TestResult]] = {}
     for test in result.tests:
         if test.outcome in (Outcome.FAILED, Outcome.TIMEOUT):
@@ -51,8 +52,17 @@ def run_lines(
 
 
 def failure_lines(test: TestResult, count: str = "") -> list[str]:
-    """Return what a test that failed says; `count` tells how many of its cases did."""
-    return [f"  fails: {test.function}{count}", *_indented(_parts(test)[0][:_SAID])]
+    """Return what a test that failed says, and what the code printed in it.
+
+    `count` tells how many of its cases failed.
+    """
+    said = _indented(_parts(test)[0][:_SAID])
+    return [f"  fails: {test.function}{count}", *said, *_printed_lines(test.printed)]
+
+
+def _printed_lines(printed: str) -> list[str]:
+    lines = [f"      | {line}" for line in printed.splitlines()]
+    return ["      your code printed:", *lines] if lines else []
 
 
 def _picture_lines(test: TestResult) -> list[str]:

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from dojo.testing import assert_text, first_difference, golden
+from dojo.testing import assert_text, first_difference, golden, refuses
 
 BYTES = {byte: bytes([byte]) for byte in range(256)}
 # What tiktoken makes of these vocabularies; fixtures/make_bpe_codec.py says how.
@@ -386,9 +386,10 @@ def test_decode_drops_and_changes_nothing(impl, text):
 @pytest.mark.parametrize("unknown", [257, 900, 123456, -1, -97, -257, 2**40])
 def test_unknown_ids_are_named(impl, unknown):
     vocab, _ = vocabulary(("a", "b"))
-    with pytest.raises(ValueError, match=rf"(?<![-\d]){unknown}\b"):
+    named = rf"(?<![-\d]){unknown}\b"
+    with refuses(f"the unknown id {unknown} in decode", named):
         impl.decode([97, unknown, 98], vocab)
-    with pytest.raises(ValueError, match=rf"(?<![-\d]){unknown}\b"):
+    with refuses(f"the unknown id {unknown} in decode with a special token", named):
         impl.decode([97, unknown, 98], vocab, {"END": 800})
 
 
@@ -475,7 +476,7 @@ def test_merges_and_special_tokens_that_grow_and_shrink(impl):
         assert_ids(actual, expected, f"'abcEND' by {count} merges, after other counts", vocab)
     for specials, text in ({"END": 900}, "END"), ({"AND": 900}, "AND"):
         assert_text(impl.decode([900], BYTES, specials), text, "decode by other special tokens")
-    with pytest.raises(ValueError, match=r"\b900\b"):
+    with refuses("900 in decode, once no special token has that id", r"\b900\b"):
         impl.decode([900], BYTES)
 
 

@@ -16,6 +16,7 @@ from dojo.testing import (
     forbid,
     gradients,
     layouts,
+    refuses,
     unchanged,
 )
 
@@ -456,7 +457,7 @@ def test_one_value_per_channel_cannot_be_trained_on(impl, shape):
     ours, _ = layers(impl, 4)
     mean, var = ours.running_mean.clone(), ours.running_var.clone()
     shown = ", ".join(map(str, shape))
-    with pytest.raises(ValueError, match=shown):
+    with refuses(f"training on a batch of shape {shape}", shown):
         ours(batch(*shape))
     assert_matches(ours.running_mean, mean, "running_mean after a batch that was refused")
     assert_matches(ours.running_var, var, "running_var after a batch that was refused")
@@ -684,5 +685,5 @@ def test_two_outputs_before_one_backward_pass(impl):
 
 def test_functional_cannot_train_on_one_value_per_channel(impl):
     mean, var, weight, bias = channel_tensors(4)
-    with unchanged(running_mean=mean, running_var=var), pytest.raises(ValueError, match="1, 4"):
+    with unchanged(running_mean=mean, running_var=var), refuses("training on shape (1, 4)", "1, 4"):
         impl.batchnorm_functional(batch(1, 4), mean, var, weight, bias, True)

@@ -13,6 +13,7 @@ from dojo.testing import (
     assert_repeatable,
     gradients,
     layouts,
+    refuses,
     unchanged,
 )
 
@@ -178,7 +179,7 @@ def test_the_adapter_is_on_the_device_of_the_base(impl):
 
 @pytest.mark.parametrize("r", [0, -2])
 def test_rank_below_one_is_refused(impl, r):
-    with pytest.raises(ValueError, match=rf"(?<![\d-]){r}\b"):
+    with refuses(f"the rank r = {r}", rf"(?<![\d-]){r}\b"):
         impl.LoRALinear(nn.Linear(IN, OUT), r=r, alpha=ALPHA)
 
 

@@ -18,6 +18,7 @@ from dojo.testing import (
     assert_repeatable,
     forbid,
     layouts,
+    refuses,
     unchanged,
 )
 
@@ -716,9 +717,10 @@ def test_bad_options_are_refused(impl):
     for options in cases:
         (name,) = options
         second = {"params": [q], **options}
-        with pytest.raises(ValueError, match=name):
+        what = f"{name} {options[name]}"
+        with refuses(what, name):
             impl.AdamW([p, q], **options)
-        with pytest.raises(ValueError, match=name):
+        with refuses(f"{what} of the second group", name):
             impl.AdamW([{"params": [p]}, second], **USUAL)
 
 

@@ -8,6 +8,7 @@ its functions in a line or two: `assert_repeatable`, `assert_any_layout`, `asser
 
 import contextlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dojo.instruments.evidence import evidence_of_shape, evidence_of_values
 from dojo.project import Project
+from dojo.testrun.loading import place_of, place_of_call
 
 # rtol and atol of `torch.testing.assert_close`; every other dtype is compared exactly.
 TOLERANCES = {
@@ -70,8 +72,7 @@ def assert_matches(
     index = tuple(int(i) for i in np.unravel_index(worst, expected.shape))
     said = (
         f"{behaviour}: {int((~close).sum())} of {close.numel()} values are wrong; "
-        f"at {index} it is {_number(actual[index])}, not {_number(expected[index])} "
-        f"(rtol {rtol:g}, atol {atol:g})"
+        f"at {index} it is {_apart(actual[index], expected[index])} (rtol {rtol:g}, atol {atol:g})"
     )
     evidence = evidence_of_values(said, actual, expected, close, rtol, atol)
     pytest.fail(said + evidence, pytrace=False)
@@ -83,8 +84,15 @@ def _tolerance(expected: Tensor, rtol: float | None, atol: float | None) -> tupl
     return default_rtol if rtol is None else rtol, default_atol if atol is None else atol
 
 
-def _number(x: Tensor) -> str:
-    return f"{x.item():.6g}" if x.is_floating_point() else str(x.item())
+def _apart(actual: Tensor, expected: Tensor) -> str:
+    """Return "1.5, not 2", with as many digits as it takes to tell the numbers apart."""
+    if not expected.is_floating_point():
+        return f"{actual.item()}, not {expected.item()}"
+    for digits in range(6, 18):
+        got, wanted = f"{actual.item():.{digits}g}", f"{expected.item():.{digits}g}"
+        if got != wanted:
+            break
+    return f"{got}, not {wanted}"
 
 
 def first_difference(actual: Sequence[Any], expected: Sequence[Any]) -> int:
@@ -339,7 +347,7 @@ def forbid(*names: str) -> Iterator[None]:
             name = getattr(func, "__name__", str(func))
             if name in names:
                 module = getattr(func, "__module__", None) or getattr(func, "__objclass__", "torch")
-                seen.append(f"{getattr(module, '__name__', module)}.{name}")
+                seen.append(f"{getattr(module, '__name__', module)}.{name}{place_of_call()}")
             return func(*args, **(kwargs or {}))
 
     class Computed(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -352,7 +360,7 @@ def forbid(*names: str) -> Iterator[None]:
         ) -> Any:
             operator = func.name()  # "aten::_softmax", say, or "aten::sum.dim_IntList"
             if any(_is_named(operator, name) for name in names):
-                seen.append(operator)
+                seen.append(operator + place_of_call())
             return func(*args, **(kwargs or {}))
 
     with _in_new_threads_too(lambda: (Called(), Computed())):  # type: ignore[no-untyped-call]
@@ -392,7 +400,7 @@ def forbid_autograd() -> Iterator[None]:
         """PyTorch's engine, through which every backward pass goes, with a note of its use."""
 
         def run_backward(self, *args: Any, **kwargs: Any) -> Any:
-            seen.append("autograd's backward pass")
+            seen.append("autograd's backward pass" + place_of_call())
             return engine.run_backward(*args, **kwargs)
 
         def __getattr__(self, name: str) -> Any:
@@ -401,7 +409,7 @@ def forbid_autograd() -> Iterator[None]:
     make_dual = forward_ad.make_dual
 
     def noted(*args: Any, **kwargs: Any) -> Any:
-        seen.append("autograd's forward mode")
+        seen.append("autograd's forward mode" + place_of_call())
         return make_dual(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     torch.autograd.Variable._execution_engine = Engine()  # type: ignore[assignment]
@@ -441,3 +449,22 @@ def _in_new_threads_too(
 def golden(name: str) -> Any:
     """Return the content of `fixtures/NAME`, JSON that holds a published library's output."""
     return json.loads((Project.here().root / "fixtures" / name).read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def refuses(what: str, *patterns: str) -> Iterator[None]:
+    """Fail unless the block raises a `ValueError` for `what`, such as "an odd dim".
+
+    Its message has to match each of the regular expressions: the values that it should name.
+    """
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+    except Exception as error:
+        said = f"{type(error).__name__}{place_of(error)}: {error}"
+        pytest.fail(f"expected ValueError for {what}, got {said}", pytrace=False)
+    else:
+        pytest.fail(f"expected ValueError for {what}, and nothing was raised", pytrace=False)
+    if not all(re.search(pattern, message) for pattern in patterns):
+        pytest.fail(f"the ValueError for {what} does not name it: {message!r}", pytrace=False)

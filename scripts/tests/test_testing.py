@@ -8,7 +8,9 @@ from dojo.testing import (
     assert_any_layout,
     assert_any_mode,
     assert_gradients_reach,
+    assert_matches,
     assert_repeatable,
+    refuses,
 )
 
 
@@ -162,3 +164,28 @@ def test_gradients_that_do_not_reach_are_named(function, reason):
     go_back(torch.mul)
     with pytest.raises((pytest.fail.Exception, AssertionError, RuntimeError), match=reason):
         go_back(function)
+
+
+def test_numbers_that_print_alike_show_their_difference():
+    with pytest.raises(pytest.fail.Exception, match=r"it is 6\.193141, not 6\.19314 \("):
+        assert_matches(
+            torch.tensor([6.193141]), torch.tensor([6.19314]), "the loss", rtol=0, atol=0
+        )
+
+
+def refused(error, *patterns):
+    with refuses("an odd dim, 7", *patterns):
+        if error:
+            raise error
+
+
+def test_a_refusal_that_does_not_come_is_told_with_what_was_to_be_refused():
+    refused(ValueError("dim is 7"), r"\b7\b")
+    for error, said in [
+        (None, "expected ValueError for an odd dim, 7, and nothing was raised"),
+        (ValueError("odd"), "the ValueError for an odd dim, 7 does not name it: 'odd'"),
+        (IndexError("out"), "expected ValueError for an odd dim, 7, got IndexError: out"),
+    ]:
+        with pytest.raises(pytest.fail.Exception) as caught:
+            refused(error, r"\b7\b")
+        assert str(caught.value) == said

@@ -240,6 +240,37 @@ def test_a_limit_that_is_no_number_is_refused_with_its_name(monkeypatch, text):
         Limits.from_environment()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_crash_names_the_test_that_was_running(project, kata, processes):
+    kata.botched.write_text(
+        when_called("import os\n    if factor == 3: os.kill(os.getpid(), 9)").replace("*", "+")
+    )
+    with Runner(project, processes=processes) as runner:
+        result = runner.run(kata)
+    assert result.verdict is Verdict.CRASHED
+    assert result.running == "test_scale[3.0]"
+    assert result.tests[0].outcome is Outcome.FAILED
+    kata.botched.write_text(GOOD)
+    with Runner(project, processes=processes) as runner:
+        assert runner.run(kata).running == ""
+
+
+def test_a_run_without_a_fork_names_the_test_that_it_crashed_in(project, kata):
+    kata.botched.write_text(when_called("import os\n    if factor == 3: os.kill(os.getpid(), 9)"))
+    with Runner(project, warm=False) as cold:
+        result = cold.run(kata)
+    assert result.running == "test_scale[3.0]"
+    assert [test.outcome for test in result.tests] == [Outcome.PASSED]
+
+
+def test_a_run_that_does_not_end_names_the_test_that_was_running(project, kata):
+    kata.botched.write_text(when_called("sum(range(10**12))"))
+    with Runner(project, Limits(run_seconds=2.0), processes=1) as runner:
+        result = runner.run(kata)
+    assert result.verdict is Verdict.TIMEOUT
+    assert result.running == "test_scale[2.0]"
+
+
 def test_each_limit_has_its_setting(monkeypatch):
     monkeypatch.setenv("KATA_TEST_SECONDS", "1.5")
     monkeypatch.setenv("KATA_MEMORY_GB", "2")

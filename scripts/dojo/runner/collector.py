@@ -85,6 +85,7 @@ class Collector:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: Any, nextitem: Any) -> bool:
         """Run a test as pytest does, and tell only who needs to know: to print it takes time."""
+        self._results.pytest_runtest_logstart(item.nodeid)
         for report in runtestprotocol(item, log=False, nextitem=nextitem):
             item.session.pytest_runtest_logreport(report)  # counts failures
             self._results.pytest_runtest_logreport(report)

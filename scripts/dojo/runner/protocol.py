@@ -106,6 +106,7 @@ class Account:
     tests: tuple[TestResult, ...]
     problems: tuple[str, ...]  # why tests could not be collected, or pytest itself went wrong
     exit_code: int | None  # pytest's, the worst of them; none if a process ended before
+    running: str  # a test in which a process ended; empty if none did
 
     @classmethod
     def of(cls, lines: Iterable[Iterable[str]]) -> "Account":
@@ -120,7 +121,14 @@ class Account:
             tuple(TestResult.from_json(one["test"]) for one in tests),
             tuple(one["problem"] for one in messages if "problem" in one),
             max(known) if len(known) == len(codes) else None,
+            next(filter(None, map(_running, said)), ""),
         )
+
+
+def _running(messages: list[dict[str, Any]]) -> str:
+    """Return the test that a process had begun, if it ended in it."""
+    last = messages[-1] if messages else {}
+    return str(last.get("starts", ""))
 
 
 def test_line(result: TestResult, place: int) -> str:
@@ -129,6 +137,11 @@ def test_line(result: TestResult, place: int) -> str:
 
 
 test_line.__test__ = False  # type: ignore[attr-defined]
+
+
+def start_line(name: str) -> str:
+    """Return the line that says which test begins."""
+    return json.dumps({"starts": name}) + "\n"
 
 
 def problem_line(text: str) -> str:

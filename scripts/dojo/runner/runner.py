@@ -87,7 +87,7 @@ class Runner:
                 processes=1 if first_failure else self._processes,
             )
             answer = self._transport.ask(request, tell_failure or _tell_nobody)
-        return _result(answer, self._limits)
+        return _result(answer, self._limits, request.seed)
 
     @contextmanager
     def _in_a_file(self, kata: Kata, implementation: Implementation) -> Iterator[str]:
@@ -141,11 +141,13 @@ def _tell_nobody(_: TestResult) -> None:
     pass
 
 
-def _result(answer: Answer, limits: Limits) -> RunResult:
+def _result(answer: Answer, limits: Limits, seed: int) -> RunResult:
     account = Account.of(answer.lines)
-    finished = RunResult.of(account.tests, answer.seconds)
+    finished = RunResult.of(account.tests, answer.seconds, seed)
     ended = _ended_early(answer, account, limits)
-    return replace(finished, verdict=ended[0], detail=ended[1]) if ended else finished
+    if ended is None:
+        return finished
+    return replace(finished, verdict=ended[0], detail=ended[1], running=account.running)
 
 
 def _ended_early(answer: Answer, account: Account, limits: Limits) -> tuple[Verdict, str] | None:

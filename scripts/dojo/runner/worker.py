@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import pytest
 
-from dojo.runner.protocol import END, Request, exit_line, problem_line, test_line
+from dojo.runner.protocol import END, Request, exit_line, problem_line, start_line, test_line
 from dojo.testrun.device import has_gpu
 from dojo.testrun.results import TestResult
 
@@ -79,6 +79,12 @@ class Results:
         """Note the order of the tests in their file."""
         self._places = {item.nodeid: place for place, item in enumerate(session.items)}
 
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Send which test begins, and with it what the one before it said."""
+        self._say(start_line(nodeid.partition("::")[2]))
+        if self._file is not None:
+            self._file.flush()
+
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Send a test's result."""
         if hasattr(report, "kata"):
@@ -101,7 +107,6 @@ class Results:
             self.kept.append(line)
         else:
             self._file.write(line)
-            self._file.flush()
 
 
 def take_on(request: Request, session: Any) -> None:

@@ -67,13 +67,15 @@ class RunResult:
     detail: str
     seconds: float
     revision: str = ""
+    seed: int = 0  # of the random data
+    running: str = ""  # the test that the run ended in, where it did not come to its end
 
     @classmethod
-    def of(cls, tests: Sequence[TestResult], seconds: float) -> "RunResult":
+    def of(cls, tests: Sequence[TestResult], seconds: float, seed: int = 0) -> "RunResult":
         """Judge a run whose tests all came to their end."""
         revision = next((test.revision for test in tests if test.revision), "")
         verdict, detail = _judged(tests)
-        return cls(verdict, tuple(tests), detail, seconds, revision)
+        return cls(verdict, tuple(tests), detail, seconds, revision, seed)
 
     @property
     def whole(self) -> bool:

@@ -6,7 +6,7 @@ from dojo.errors import DojoError
 from dojo.history.history import History, Run
 from dojo.history.migrations import MIGRATIONS
 
-RUN = Run("abc", passed=2, failed=1, gone=("divides",), solved=False, seconds=0.5)
+RUN = Run("abc", passed=2, failed=1, gone=("divides",), solved=False, seconds=0.5, seed=7)
 
 
 @pytest.fixture

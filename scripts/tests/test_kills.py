@@ -64,7 +64,7 @@ class Learner:
     def revisions(self):
         """Return the revisions whose verdicts were shown."""
         text = "".join(self.lines)
-        return re.findall(r"left\] revision (\w+)\n.*? fixed", text, re.S)
+        return re.findall(r"left\] revision (\w+), seed \d+\n.*? fixed", text, re.S)
 
 
 @pytest.fixture

@@ -129,6 +129,7 @@ def test_a_result_says_what_each_test_did_and_which_text_it_judged(runner, kata)
         ("test_shift", Outcome.PASSED),
     ]
     assert all(test.seconds >= 0 for test in result.tests)
+    assert runner.run(kata, seed=7).seed == 7
     first = result.revision
     kata.botched.write_text(kata.correct_source)
     assert runner.run(kata).revision != first

@@ -23,12 +23,14 @@ class SlowRunner:
         self.runs = 0
         self.cancelled = 0
         self.fails = []
+        self.seeds = set()
         self.release = threading.Event()
         self._cancel = threading.Event()
 
     def run(self, kata, *, seed, first, tell_failure):
         self.runs += 1
         self.first = first
+        self.seeds.add(seed)
         if self.fails:
             tell_failure(self.fails[0])
         self._cancel.clear()
@@ -66,6 +68,7 @@ def test_a_save_during_a_run_cancels_it_and_the_newest_text_is_judged(kata):
         runner.release.set()
         assert next_of(Ran, events).result.revision == "# 2\n"
         assert runner.cancelled >= 3
+    assert len(runner.seeds) == 1  # numbers compare from save to save
 
 
 def test_keys_come_through_while_tests_run(kata):

@@ -6,7 +6,7 @@ from dojo.cli.diff import colour_diff
 from dojo.practice.loop import BugsCounted, Compared, Event, RunFails, RunJudged
 from dojo.wording.events import event_line
 from dojo.wording.quantities import minutes
-from dojo.wording.runs import failure_lines, run_lines
+from dojo.wording.runs import failure_lines, run_lines, tested
 from dojo.wording.verdicts import verdict_line
 
 
@@ -17,7 +17,7 @@ def event_lines(event: Event, name: str) -> list[str]:
             return [*failure_lines(test), "  the others run ..."]
         case RunJudged(result, judgement, names, left):
             when = time.strftime("%H:%M:%S") if left is None else f"{minutes(left)} left"
-            head = f"[{when}] revision {result.revision}"
+            head = f"[{when}] {tested(result)}"
             return [head, *run_lines(name, result, judgement, names=names)]
         case BugsCounted(judgement):
             return [verdict_line(judgement, name)]

@@ -32,6 +32,7 @@ class Run:
     gone: tuple[str, ...] | None  # ids of planted bugs; none if they were not counted
     solved: bool
     seconds: float
+    seed: int | None = None  # of the random data; none in what was recorded without it
 
 
 class History:
@@ -86,8 +87,8 @@ class History:
         """
         with self.database.transaction():
             self.database.execute(
-                "INSERT INTO run (attempt, at, revision, passed, failed, gone, solved, seconds) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO run (attempt, at, revision, passed, failed, gone, solved, seconds, "
+                "seed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     attempt_id,
                     now(),
@@ -97,6 +98,7 @@ class History:
                     json.dumps(run.gone),
                     run.solved,
                     run.seconds,
+                    run.seed,
                 ),
             )
             if run.solved:
@@ -115,7 +117,7 @@ class History:
     def last_run(self, attempt_id: int) -> Run | None:
         """Return the newest run of an attempt, if there is one."""
         row = self.database.execute(
-            "SELECT revision, passed, failed, gone, solved, seconds FROM run "
+            "SELECT revision, passed, failed, gone, solved, seconds, seed FROM run "
             "WHERE attempt = ? ORDER BY id DESC LIMIT 1",
             (attempt_id,),
         ).fetchone()
@@ -123,7 +125,7 @@ class History:
             return None
         gone = json.loads(row[3])
         counted = None if gone is None else tuple(gone)
-        return Run(row[0], row[1], row[2], counted, bool(row[4]), row[5])
+        return Run(row[0], row[1], row[2], counted, bool(row[4]), row[5], row[6])
 
     def last_count(self, attempt_id: int, until: str | None = None) -> tuple[str, ...]:
         """Return the bugs that were gone when an attempt's were last counted, up to a moment."""

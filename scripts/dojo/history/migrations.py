@@ -77,4 +77,5 @@ MIGRATIONS = (
         "quiet sessions",
         "ALTER TABLE session ADD COLUMN quiet INTEGER NOT NULL DEFAULT 0;",
     ),
+    Migration("the seed of a run", "ALTER TABLE run ADD COLUMN seed INTEGER;"),
 )

@@ -97,6 +97,7 @@ class Player:
                 gone,
                 solved,
                 run.seconds,
+                run.seed,
             ),
         )
         return Judgement(planting, solved, count, self._holds_default_text(attempt))

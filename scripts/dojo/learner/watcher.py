@@ -70,7 +70,8 @@ class Watching:
     """Runs a kata's tests now and at each save; a save during a run starts it anew.
 
     The result that comes out is always that of the newest text: its revision says which. Once it
-    is out, the planted bugs that are gone are counted, unless the file is saved again.
+    is out, the planted bugs that are gone are counted, unless the file is saved again. Every run
+    has the same random data, so that numbers compare from save to save.
     """
 
     def __init__(self, kata: Kata, runner: Runner, planted: Sequence[Bug]) -> None:
@@ -84,6 +85,7 @@ class Watching:
         self._stop = threading.Event()
         self._running = False
         self._again = False
+        self._seed = secrets.randbelow(2**31)
         self._failing: set[str] = set()  # likely to fail again, so these come first
         # Read here, before the first run can start: whatever is saved later is a save.
         self._seen = read_bytes(kata.botched)
@@ -144,29 +146,28 @@ class Watching:
         threading.Thread(target=self._run, args=(self.planted,), daemon=True).start()
 
     def _run(self, planted: Sequence[Bug]) -> None:
-        seed = secrets.randbelow(2**31)
         try:
             result = self._runner.run(
                 self._kata,
-                seed=seed,
+                seed=self._seed,
                 first=self._failing,
                 tell_failure=lambda test: self._happened.put(Failed(test)),
             )
             self._happened.put(Ran(result))
             if result.verdict is Verdict.FAILED and planted:
-                self._count(planted, result.revision, seed)
+                self._count(planted, result.revision)
         except DojoError as error:
             self._happened.put(error)
         finally:
             self._happened.put(_Idle())
 
-    def _count(self, planted: Sequence[Bug], tested: str, seed: int) -> None:
+    def _count(self, planted: Sequence[Bug], tested: str) -> None:
         """Count the bugs that are gone, if the file still has the text that was tested."""
         content = read_bytes(self._kata.botched) or b""
         if revision(content) != tested:
             return
         text = content.decode("utf-8", errors="replace")
-        passes = by_runs(self._kata, self._runner, seed)
+        passes = by_runs(self._kata, self._runner, self._seed)
         count = count_gone(
             self._kata.correct_source,
             planted,

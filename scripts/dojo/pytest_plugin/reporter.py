@@ -72,7 +72,8 @@ class VerdictReporter:
             project = Project(folder.parent.parent)
             with History(project.history) as history:
                 player = Player(project, kata, history)
-                judgement = player.judge(RunResult.of(outcomes, seconds))
+                seed = self._config.option.kata_seed
+                judgement = player.judge(RunResult.of(outcomes, seconds, seed))
         except (DojoError, OSError) as error:
             return f"{name}: not recorded: {error}"
         if broken(outcomes):

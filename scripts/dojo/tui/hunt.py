@@ -43,7 +43,7 @@ from dojo.wording.debriefs import CHANGED
 from dojo.wording.events import event_line
 from dojo.wording.keys import PRACTICE, QUESTIONS, WORDS
 from dojo.wording.quantities import minutes
-from dojo.wording.runs import run_lines
+from dojo.wording.runs import run_lines, tested
 from dojo.wording.welcome import planted_line, welcome_lines
 
 _TICK_SECONDS = 0.25
@@ -166,7 +166,7 @@ class HuntScreen(Screen[Ending | None]):
             case RunFails(test):
                 verdict.border_subtitle = f"{test.function} fails, others run ..."
             case RunJudged():
-                verdict.border_subtitle = f"revision {event.result.revision}"
+                verdict.border_subtitle = tested(event.result)
                 self._show_run(event)
             case BugsCounted(judgement):
                 self._show_count(judgement)

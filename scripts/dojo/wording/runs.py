@@ -52,6 +52,11 @@ def run_lines(
     return lines
 
 
+def tested(result: RunResult) -> str:
+    """Return which text was tested, and on which random data."""
+    return f"revision {result.revision}, seed {result.seed}"
+
+
 def failure_lines(test: TestResult, count: str = "") -> list[str]:
     """Return what a test that failed says, and what the code printed in it.
 

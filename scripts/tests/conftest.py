@@ -181,13 +181,14 @@ def runner(project):
 def run_pytest(project):
     """Plain pytest, as a learner or an editor runs it, in a process of its own."""
 
-    def run_pytest(*arguments, cwd=None):
+    def run_pytest(*arguments, cwd=None, **options):
         return subprocess.run(
             [sys.executable, "-m", "pytest", *map(str, arguments)],
             cwd=cwd or project.root,
             capture_output=True,
             text=True,
             check=False,
+            **options,
         )
 
     return run_pytest

@@ -363,4 +363,4 @@ def test_a_breakpoint_where_nobody_can_answer_ends_in_a_verdict(runner, kata, wh
     kata.botched.write_text(in_call if where == "a call" else f"breakpoint()\n{SOLUTION}")
     result = runner.run(kata)
     assert result.verdict is (Verdict.FAILED if where == "a call" else Verdict.BROKEN)
-    assert "BdbQuit" in result.detail
+    assert "none is at hand: use scripts/debug.sh" in result.detail

@@ -13,6 +13,7 @@ from dojo.project import Project
 _COMMANDS = (
     "bench",
     "check",
+    "debug",
     "export",
     "gpu",
     "hint",

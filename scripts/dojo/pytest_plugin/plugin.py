@@ -35,7 +35,13 @@ from dojo.testrun.implementation import (
     write_variant,
 )
 from dojo.testrun.limits import Limits
-from dojo.testrun.loading import explain_load_error, load_module, place_of
+from dojo.testrun.loading import (
+    entries,
+    explain_load_error,
+    is_of_implementation,
+    load_module,
+    place_of,
+)
 from dojo.testrun.printed import folded
 from dojo.testrun.results import Outcome, TestResult
 
@@ -61,7 +67,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kata-timeout",
         type=float,
         metavar="SECONDS",
-        help="the processor time that one test may take (default: KATA_TEST_SECONDS, or 10)",
+        help="the processor time that one test may take (default: KATA_TEST_SECONDS, or 10); "
+        "0 for all it needs",
     )
     group.addoption("--kata-no-history", action="store_true", help="do not record this run")
 
@@ -218,7 +225,25 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 def pytest_enter_pdb() -> None:
     """Give a test, or a file that loads, all the time that a person at pdb's prompt takes."""
+    guards.refuse_debugger_without_terminal()
     guards.lift_time_limit()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_exception_interact(node: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Have `--pdb` open in the learner's code, or in the test if that had returned."""
+    if not node.config.option.usepdb or call.excinfo is None or kata_folder(node.path) is None:
+        return
+    all_entries = list(entries(call.excinfo.tb))
+    of_kata = [entry for entry in all_entries if is_of_implementation(entry.tb_frame)]
+    if not of_kata:
+        path = str(node.path)
+        of_kata = [entry for entry in all_entries if entry.tb_frame.f_code.co_filename == path]
+        writer = node.config.get_terminal_writer()
+        writer.line("\nYour code had returned when the test failed: pdb opens in the test.")
+        writer.line("To stop inside your code, put breakpoint() there.")
+    if of_kata:
+        of_kata[-1].tb_next = None
 
 
 def _seconds_allowed(item: pytest.Item) -> float:

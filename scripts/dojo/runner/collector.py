@@ -188,10 +188,7 @@ class Collector:
         # Captured output goes to files, which must not be the same as those of other runs.
         capture = session.config.pluginmanager.getplugin("capturemanager")
         capture.stop_global_capturing()
-        # A debugger that the code calls ends at once, and takes no request from the pipe.
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, 0)
-        os.close(nothing)
+        worker.silence_input()
         os.dup2(1, 2)  # a crash prints its trace there; the verdict says what happened
         capture.start_global_capturing()
         capture.suspend_global_capture()

@@ -24,6 +24,7 @@ exit_process = os._exit
 def main() -> None:
     """Run one request from standard input."""
     request = Request.decoded(sys.stdin.buffer.readline())
+    silence_input()
     results = Results()
     results.open(silenced_output())
     try:
@@ -49,6 +50,13 @@ def silenced_output() -> TextIO:
     os.dup2(nothing, 1)
     os.close(nothing)
     return results
+
+
+def silence_input() -> None:
+    """Let nothing read standard input, whose other end is a program: a debugger least of all."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
 
 
 class Results:

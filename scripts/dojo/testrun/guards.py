@@ -11,9 +11,12 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from _pytest.outcomes import Failed
+
+from dojo.errors import typed
 
 OUTPUT_BYTES = 16 * 2**20
 _WAITING = 3  # times as long as its processor time a test may take on the wall
@@ -27,6 +30,10 @@ class Exited(Failed):
     """The code tried to end the whole process."""
 
 
+class NoTerminal(Failed):
+    """The code stops in a debugger where nobody can answer."""
+
+
 class Flooded(Failed):
     """The code printed without end."""
 
@@ -36,6 +43,15 @@ def contained(seconds: float) -> Iterator[None]:
     """Run the block with a time limit, a limit on what it prints, and no way to exit."""
     with _time_limit(seconds), _output_limit(), _no_exit():
         yield
+
+
+def refuse_debugger_without_terminal() -> None:
+    """Fail where a debugger would read from nowhere: in a run of our own, or of xdist."""
+    if os.path.samestat(os.fstat(0), Path(os.devnull).stat()):
+        raise NoTerminal(
+            f"a debugger needs a terminal, and none is at hand: use {typed('debug')}",
+            pytrace=False,
+        )
 
 
 def lift_time_limit() -> None:

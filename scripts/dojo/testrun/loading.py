@@ -4,9 +4,10 @@ import importlib.util
 import linecache
 import re
 import sys
+from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, FrameType, ModuleType
+from types import CodeType, FrameType, ModuleType, TracebackType
 
 from dojo.errors import typed
 
@@ -52,16 +53,22 @@ def is_of_implementation(frame: FrameType) -> bool:
     return isinstance(frame.f_globals.get("__loader__"), _SourceLoader)
 
 
+def entries(traceback: TracebackType | None) -> Iterator[TracebackType]:
+    """Yield the entries of a traceback, the innermost last."""
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
+
+
 def place_of(error: BaseException) -> str:
     """Return where in the implementation an error came up, such as " in backward, line 41".
 
     It is the innermost frame there; empty where none is, as in a test's own comparison.
     """
-    place, traceback = "", error.__traceback__
-    while traceback is not None:
-        if is_of_implementation(traceback.tb_frame):
-            place = _place(traceback.tb_frame, traceback.tb_lineno)
-        traceback = traceback.tb_next
+    place = ""
+    for entry in entries(error.__traceback__):
+        if is_of_implementation(entry.tb_frame):
+            place = _place(entry.tb_frame, entry.tb_lineno)
     return place
 
 

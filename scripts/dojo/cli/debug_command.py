@@ -1,0 +1,91 @@
+"""kata debug: a failing test in pdb, in the learner's code."""
+
+import os
+import secrets
+import sys
+
+import click
+
+from dojo.errors import DojoError, nearest, typed
+from dojo.history.history import History
+from dojo.kata import catalogue
+from dojo.kata.kata import Kata
+from dojo.learner.player import Player
+from dojo.project import Project
+from dojo.runner.runner import Runner
+from dojo.testrun.results import Outcome, Verdict, test_functions
+
+
+@click.command(name="debug")
+@click.argument("name", metavar="KATA")
+@click.argument("test", metavar="[TEST]", required=False)
+@click.pass_obj
+def command(project: Project, name: str, test: str | None) -> None:
+    """Run the first failing test, or TEST, in the debugger pdb.
+
+    It opens where your code failed, or in the test if your code had returned; a breakpoint() in
+    your file stops there. The random data is that of the last run, and there are no limits on time
+    and memory.
+
+    \b
+    Example: kata debug softmax
+    Example: kata debug softmax test_large_scores
+    """
+    kata = catalogue.find(project, name)
+    if not sys.stdin.isatty():
+        raise DojoError(f"pdb needs a terminal: type {typed('debug', kata.name)} in one")
+    seed = _last_seed(project, kata)
+    environment = dict(os.environ)
+    if test is None:
+        test = _first_failing(project, kata, seed)
+        if test is None:
+            click.echo(
+                f"{kata.name}: no test fails with seed {seed}; to stop at a breakpoint() of yours, "
+                f"name a test: {typed('debug', kata.name, 'TEST')}"
+            )
+            return
+    elif (function := test.partition("[")[0]) not in (known := test_functions(kata.tests)):
+        raise DojoError(f"{kata.name} has no test {function!r}{nearest(function, known)}")
+    click.echo(f"{kata.name}: {test}, seed {seed}; c goes on, q leaves")
+    sys.stdout.flush()
+    # In place of this process: Ctrl-C is for pdb then.
+    os.execve(sys.executable, _pytest(project, kata, test, seed), environment)
+
+
+def _last_seed(project: Project, kata: Kata) -> int:
+    """Return the seed of the last run, or a new one."""
+    with History(project.history) as history:
+        last = history.last_run(Player(project, kata, history).attempt().id)
+    return secrets.randbelow(2**31) if last is None or last.seed is None else last.seed
+
+
+def _first_failing(project: Project, kata: Kata, seed: int) -> str | None:
+    """Return the first test that fails, or in which the run ended; None if all pass."""
+    # Here a breakpoint would fail whichever test comes to it first.
+    os.environ["PYTHONBREAKPOINT"] = "0"
+    with Runner(project) as runner:
+        result = runner.run(kata, seed=seed, first_failure=True)
+    if result.verdict is Verdict.PASSED:
+        return None
+    bad = (Outcome.FAILED, Outcome.TIMEOUT, Outcome.ERROR)
+    failing = [test.name for test in result.tests if test.outcome in bad]
+    if not failing and not result.running:
+        raise DojoError(f"{kata.name}: the tests cannot run: {result.detail}")
+    return failing[0] if failing else result.running
+
+
+def _pytest(project: Project, kata: Kata, test: str, seed: int) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "pytest",
+        f"{kata.tests}::{test}",
+        f"--rootdir={project.root}",
+        f"--kata-seed={seed}",
+        "--kata-timeout=0",
+        "--kata-no-history",
+        "--pdb",
+        "-x",
+        "-s",
+        "-q",
+    ]

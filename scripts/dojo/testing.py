@@ -236,7 +236,7 @@ def assert_gradients_reach(
     who = " and ".join(asking)
     for layout, grad_out in layouts(torch.randn_like(theirs)):
         assert_all_match(
-            gradients(ours, leaves, grad_out),
+            _gradients(ours, dict(zip(asking, leaves, strict=True)), grad_out, behaviour),
             gradients(theirs, leaves, grad_out),
             f"{behaviour}: gradients for {who} alone, upstream gradient {layout}",
         )
@@ -299,7 +299,26 @@ def gradients(out: Tensor, inputs: Sequence[Tensor], grad_out: Tensor) -> tuple[
     The product with `grad_out` stands here because `torch.autograd.grad(..., grad_outputs)`
     imports sympy at its first call, half a second that every run would pay.
     """
-    return torch.autograd.grad((out * grad_out).sum(), inputs, retain_graph=True)
+    count = len(inputs)
+    named = {f"input {i} of {count}, {tuple(x.shape)}": x for i, x in enumerate(inputs, 1)}
+    return _gradients(out, named, grad_out, "the result")
+
+
+def _gradients(
+    out: Tensor, inputs: dict[str, Tensor], grad_out: Tensor, behaviour: str
+) -> tuple[Tensor, ...]:
+    """Return autograd's gradients, or fail with the input that gets none."""
+    if not isinstance(out, Tensor):
+        pytest.fail(f"{behaviour}: got {type(out).__name__}, not a tensor", pytrace=False)
+    if not out.requires_grad:
+        who = " and ".join(inputs)
+        pytest.fail(f"{behaviour}: autograd finds no way back to {who}", pytrace=False)
+    total = (out * grad_out).sum()
+    found = torch.autograd.grad(total, list(inputs.values()), retain_graph=True, allow_unused=True)
+    for name, grad in zip(inputs, found, strict=True):
+        if grad is None:
+            pytest.fail(f"{behaviour}: autograd finds no way back to {name}", pytrace=False)
+    return found
 
 
 class HandDown(torch.autograd.Function):

@@ -234,6 +234,16 @@ def test_an_error_says_where_in_the_learners_file_it_came_up(runner, kata, body,
     assert runner.run(kata).tests[0].message.splitlines()[0] == said
 
 
+def test_what_torch_says_of_its_graph_is_said_of_the_result(runner, kata):
+    kata.tests.write_text(
+        "def test_gradient(impl):\n"
+        "    raise RuntimeError('element 0 of tensors does not require grad and does not have a '\n"
+        "                       'grad_fn')\n"
+    )
+    (test,) = runner.run(kata).tests
+    assert test.message.startswith("autograd finds no way back through the result: is it detached")
+
+
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf", ""])
 def test_a_limit_that_is_no_number_is_refused_with_its_name(monkeypatch, text):
     monkeypatch.setenv("KATA_TEST_SECONDS", text)

@@ -10,6 +10,7 @@ from dojo.testing import (
     assert_gradients_reach,
     assert_matches,
     assert_repeatable,
+    gradients,
     refuses,
 )
 
@@ -189,3 +190,21 @@ def test_a_refusal_that_does_not_come_is_told_with_what_was_to_be_refused():
         with pytest.raises(pytest.fail.Exception) as caught:
             refused(error, r"\b7\b")
         assert str(caught.value) == said
+
+
+def test_an_input_that_gets_no_gradient_is_named():
+    x, w = torch.randn(5, 4, requires_grad=True), torch.randn(4, requires_grad=True)
+    for out, said in [
+        (x.detach(), r"the result: autograd finds no way back to input 1 of 2, \(5, 4\) and"),
+        (x * 2, r"the result: autograd finds no way back to input 2 of 2, \(4,\)$"),
+    ]:
+        with pytest.raises(pytest.fail.Exception, match=said):
+            gradients(out, [x, w], torch.ones(5, 4))
+
+
+def test_a_gradient_that_does_not_reach_an_argument_is_told_by_its_name():
+    given = {"x": torch.randn(5, 4), "w": torch.randn(4)}
+    with pytest.raises(pytest.fail.Exception, match=r"^scaled: autograd finds no way back to w$"):
+        assert_gradients_reach(
+            lambda x, w: x * w.detach(), lambda x, w: x * w, given, ["x", "w"], "scaled"
+        )

@@ -290,6 +290,15 @@ def _test_result(
     return TestResult(name, outcome, message, seconds, tested, _raised(call), printed)
 
 
+# What torch says of the graph where a test goes back through a result, in words about the result.
+_AUTOGRAD = {
+    "does not require grad and does not have a grad_fn": "autograd finds no way back through the "
+    "result: is it detached, made under no_grad, or made by NumPy?",
+    "appears to not have been used in the graph": "autograd finds no way back from the result to "
+    "one of the inputs",
+}
+
+
 def _raised(call: pytest.CallInfo[None]) -> bool:
     said = (AssertionError, pytest.fail.Exception, pytest.skip.Exception, Warning)
     return call.excinfo is not None and not isinstance(call.excinfo.value, said)
@@ -306,6 +315,8 @@ def _message(call: pytest.CallInfo[None]) -> str:
         text = f"{place.removeprefix(' ')}: {text}" if place else text
     elif place or not isinstance(error, AssertionError):
         text = f"{type(error).__name__}{place}: {text}"
+    if isinstance(error, RuntimeError) and not place:
+        text = next((said for torchs, said in _AUTOGRAD.items() if torchs in text), text)
     return _shorten(text)
 
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from dojo.testing import assert_text, first_difference, golden
+from dojo.testing import assert_text, first_difference, golden, told_apart
 
 # What the library does with models of its own; fixtures/make_sentencepiece.py says how.
 GOLDEN = golden("sentencepiece.json")
@@ -312,9 +312,10 @@ def test_no_other_cut_is_better(impl, length, count):
     unknown = [piece for piece in actual if piece not in pieces]
     assert not unknown, f"these are no pieces of the model: {unknown}"
     score, best = sum(pieces[piece] for piece in actual), unigram_best(marked, pieces)
+    theirs, possible = told_apart(score, best)
     assert abs(score - best) < 1e-6, (
-        f"the scores of the pieces of {text[:20]!r}... add up to {score:.6g}, "
-        f"and there is a way to cut it that has {best:.6g}"
+        f"the scores of the pieces of {text[:20]!r}... add up to {theirs}, "
+        f"and there is a way to cut it that has {possible}"
     )
 
 

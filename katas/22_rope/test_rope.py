@@ -12,6 +12,7 @@ from dojo.testing import (
     assert_repeatable,
     golden,
     refuses,
+    told_apart,
     unchanged,
 )
 
@@ -108,10 +109,11 @@ def assert_rounded_once(name, actual, x, cos, sin, behaviour):
     wrong = ~((low <= actual) & (actual <= high))
     if wrong.any():
         index = tuple(wrong.nonzero()[0].tolist())
+        got, wanted = told_apart(actual[index].item(), exact[index].item())
         pytest.fail(
             f"{behaviour}: {int(wrong.sum())} of {wrong.numel()} values are not what float32 gives "
-            f"once it is rounded to {x.dtype}; at {index} it is {actual[index].item():.9g}, "
-            f"and the exact number is {exact[index].item():.9g}",
+            f"once it is rounded to {x.dtype}; at {index} it is {got}, "
+            f"and the exact number is {wanted}",
             pytrace=False,
         )
 

@@ -15,6 +15,7 @@ from dojo.testing import (
     forbid_autograd,
     gradients,
     refuses,
+    told_apart,
     unchanged,
 )
 
@@ -138,10 +139,12 @@ def assert_rounded(actual, exact, dtype, roundings, behaviour, slack=0.0):
     wrong = ~(error <= allowed)
     if wrong.any():
         worst = (error / allowed).nan_to_num(nan=torch.inf).argmax()
-        got, wanted = actual.double().flatten()[worst].item(), exact.flatten()[worst].item()
+        got, wanted = told_apart(
+            actual.double().flatten()[worst].item(), exact.flatten()[worst].item()
+        )
         pytest.fail(
             f"{behaviour}: {int(wrong.sum())} of {wrong.numel()} values are off by more than "
-            f"{roundings} rounding(s) to {dtype}, such as {got:.6g} in place of {wanted:.6g}",
+            f"{roundings} rounding(s) to {dtype}, such as {got} in place of {wanted}",
             pytrace=False,
         )
 

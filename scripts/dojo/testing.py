@@ -70,9 +70,10 @@ def assert_matches(
     # A NaN or infinite difference is the worst there is.
     worst = int(error.nan_to_num(nan=torch.inf).argmax())
     index = tuple(int(i) for i in np.unravel_index(worst, expected.shape))
+    one, other = told_apart(actual[index].item(), expected[index].item())
     said = (
         f"{behaviour}: {int((~close).sum())} of {close.numel()} values are wrong; "
-        f"at {index} it is {_apart(actual[index], expected[index])} (rtol {rtol:g}, atol {atol:g})"
+        f"at {index} it is {one}, not {other} (rtol {rtol:g}, atol {atol:g})"
     )
     evidence = evidence_of_values(said, actual, expected, close, rtol, atol)
     pytest.fail(said + evidence, pytrace=False)
@@ -84,15 +85,15 @@ def _tolerance(expected: Tensor, rtol: float | None, atol: float | None) -> tupl
     return default_rtol if rtol is None else rtol, default_atol if atol is None else atol
 
 
-def _apart(actual: Tensor, expected: Tensor) -> str:
-    """Return "1.5, not 2", with as many digits as it takes to tell the numbers apart."""
-    if not expected.is_floating_point():
-        return f"{actual.item()}, not {expected.item()}"
+def told_apart(one: float, other: float) -> tuple[str, str]:
+    """Return two numbers as texts of six digits, or of as many as it takes to tell them apart."""
+    if not isinstance(one, float):
+        return str(one), str(other)
     for digits in range(6, 18):
-        got, wanted = f"{actual.item():.{digits}g}", f"{expected.item():.{digits}g}"
-        if got != wanted:
+        texts = f"{one:.{digits}g}", f"{other:.{digits}g}"
+        if texts[0] != texts[1]:
             break
-    return f"{got}, not {wanted}"
+    return texts
 
 
 def first_difference(actual: Sequence[Any], expected: Sequence[Any]) -> int:

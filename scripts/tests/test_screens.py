@@ -34,7 +34,9 @@ class Runner:
         solved = "x * factor" in text
         outcome = Outcome.PASSED if solved else Outcome.FAILED
         tests = (
-            TestResult("test_scale[2.0]", outcome, "5 times 2.0 is 7.0", 0.01, "abc"),
+            TestResult(
+                "test_scale[2.0]", outcome, "5 times 2.0 is 7.0", 0.01, "abc", printed="x is [5.0]"
+            ),
             TestResult("test_shift", Outcome.PASSED, "", 0.01, "abc"),
         )
         verdict = Verdict.PASSED if solved else Verdict.FAILED
@@ -102,6 +104,8 @@ def test_a_kata_from_its_brief_to_the_end_of_the_session(begin, kata):
         assert "The brief of scale." in screen
         assert "01_scale: 1 bug is planted" in screen
         assert "5 times 2.0 is 7.0" in screen
+        assert "your code printed:" in screen
+        assert "| x is [5.0]" in screen
         await pilot.press("h")
         await wait_for(pilot, "Hint 1 of 3: What does scale do?")
         await pilot.press("d")

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dojo.testrun.device import has_gpu, milliseconds
+from dojo.testrun.interpreter import prepare_interpreter
 
 DEVICE = "cuda" if has_gpu() else "cpu"
 if DEVICE == "cpu":
@@ -31,117 +32,13 @@ triton = pytest.importorskip(
     "triton", reason="kernel katas need triton, which is not installed here"
 )
 
+if DEVICE == "cpu":
+    prepare_interpreter()
+
 # Elements on either side of a tensor: farther than a tile that runs over its end reaches.
 _BAND = 1 << 16
 _EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 _FILLED = {"zeros", "zeros_like", "new_zeros", "ones", "ones_like", "full", "full_like", "new_full"}
-
-
-def _let_tensors_be_bounds() -> None:
-    """Let a loop end at a tensor, for which triton before 3.7 relies on numpy before 1.25.
-
-    Newer ones warn where an array of one element is taken for a number, or refuse it.
-    """
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor: Any, *scope: Any) -> None:
-        patch(tensor, *scope)
-        tensor.__index__ = lambda self: int(self.handle.data.item())
-
-    interpreter._patch_lang_tensor = patched
-
-
-def _patch_once_a_launch() -> None:
-    """Prepare the language once a launch, and look through it once for all launches.
-
-    The interpreter looks through all of `triton.language` each time a kernel is launched or calls
-    `tl.sum` or a function of its own, to put there what is there already: half of a kernel's time.
-    """
-    from triton.runtime import interpreter
-
-    languages = (interpreter.tl, interpreter.tl.core)
-    patch, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
-    patched: set[ModuleType] = set()  # in this launch
-    known: dict[frozenset[ModuleType], tuple[Any, list[Any], list[Any]]] = {}
-
-    def patched_once(fn: Callable[..., Any]) -> Any:
-        found = {id(value) for value in fn.__globals__.values()}
-        seen = frozenset(one for one in languages if id(one) in found)
-        if seen and seen <= patched:
-            return None  # to the call of a device function, which restores nothing afterwards
-        patched.update(seen)
-        if seen in known:
-            scope, changes, values = known[seen]
-            scope._changes.extend(changes)
-            for (owner, name, _), value in zip(changes, values, strict=True):
-                setattr(owner, name, value)
-            return scope
-        scope = patch(fn)
-        if not patched - seen:  # else what it has found is not the language as it was
-            changes = list(scope._changes)
-            values = [getattr(owner, name) for owner, name, _ in changes]
-            known[seen] = scope, changes, values
-        return scope
-
-    def launched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        patched.clear()
-        return launch(self, *args, **kwargs)
-
-    interpreter._patch_lang = patched_once
-    interpreter.GridExecutor.__call__ = launched
-
-
-def _look_up_dtypes_once() -> None:
-    """Keep NumPy's dtype of each type: the interpreter builds a table of all at every operation."""
-    from triton.runtime import interpreter
-
-    look_up = interpreter._get_np_dtype
-    known: dict[str, Any] = {}
-
-    def looked_up(dtype: Any) -> Any:
-        name = dtype.scalar.name  # of a pointer, what it points to as well
-        if name not in known:
-            known[name] = look_up(dtype)
-        return known[name]
-
-    interpreter._get_np_dtype = looked_up
-
-
-def _leave_masked_lanes_undefined() -> None:
-    """Let a masked load without `other` give NaN, 77 in integers, where its mask is false.
-
-    A GPU gives whatever is there, and the interpreter gave a zero that a kernel could rely on.
-    https://triton-lang.org/main/python-api/generated/triton.language.load.html
-    """
-    from triton.runtime import interpreter
-
-    load = interpreter.InterpreterBuilder.create_masked_load
-
-    def load_undefined(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any, **more: Any) -> Any:
-        if other is None and not mask.data.all():
-            element = ptrs.get_element_ty()
-            dtype = interpreter._get_np_dtype(element)
-            # The interpreter holds bfloat16 in integers of 16 bits.
-            value = 0x7FC0 if element.is_bf16() else _poison_of(dtype)
-            data = np.full_like(ptrs.data, value, dtype=dtype)
-            other = interpreter.TensorHandle(data, element)
-        return load(self, ptrs, mask, other, *rest, **more)
-
-    interpreter.InterpreterBuilder.create_masked_load = load_undefined
-
-
-def _poison_of(dtype: "np.dtype[Any] | type[np.generic]") -> float:
-    return float("nan") if np.issubdtype(dtype, np.floating) else 77
-
-
-if DEVICE == "cpu":
-    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
-        _let_tensors_be_bounds()
-    _patch_once_a_launch()
-    _look_up_dtypes_once()
-    _leave_masked_lanes_undefined()
 
 
 @dataclass

@@ -18,6 +18,7 @@ _SHARED = (
     "scripts/constraints.txt",
     "scripts/dojo/testing.py",
     "scripts/dojo/kernels.py",
+    "scripts/dojo/testrun/interpreter.py",
     "scripts/dojo/verification/mutation/result_store.py",
     "fixtures/*.json",
 )

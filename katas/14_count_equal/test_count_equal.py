@@ -23,25 +23,26 @@ def recount(x, k):
     return torch.tensor([sum(entry == k for entry in row) for row in x.tolist()], dtype=torch.int64)
 
 
-def quietly(function, x, k, out):
+def quietly(function, *args, **kwargs):
     # torch warns where it gives `out` another shape; the comparison that follows says it better.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        function(x, k, out)
+        function(*args, **kwargs)
 
 
 def counted(impl, x, k):
-    """What count_equal leaves in a poisoned tensor."""
-    out = torch.tensor(POISON)
-    quietly(impl.count_equal, x, k, out)
-    return out
+    """What count_equal leaves in the memory of a poisoned tensor."""
+    memory = torch.tensor([POISON])
+    quietly(impl.count_equal, x, k, memory[0])
+    return memory[0]
 
 
 def counted_rows(impl, x, k):
-    """What count_rows leaves in a poisoned tensor."""
+    """What count_rows leaves in the memory of a poisoned tensor."""
     out = torch.full((x.shape[0],), POISON)
+    memory = out[:]
     quietly(impl.count_rows, x, k, out)
-    return out
+    return memory
 
 
 def check(impl, x, k, which, expected=None):
@@ -71,14 +72,14 @@ def test_count_rows_matches_a_recount(impl, shape):
 def test_count_equal_by_hand(impl):
     x = torch.tensor([[5, 3, 5, 1], [5, 5, 5, 5], [0, 2, 7, 9]])
     out = torch.tensor(POISON)
-    quietly(impl.count_equal, x, k=5, out=out)
+    quietly(impl.count_equal, x=x, k=5, out=out)
     assert_matches(out, torch.tensor(6), "out after count_equal of 5, which is there six times")
 
 
 def test_count_rows_by_hand(impl):
     x = torch.tensor([[5, 3, 5, 1], [5, 5, 5, 5], [0, 2, 7, 9]])
     out = torch.full((3,), POISON)
-    impl.count_rows(x, k=5, out=out)
+    impl.count_rows(x=x, k=5, out=out)
     assert_matches(out, torch.tensor([2, 4, 0]), "out after count_rows of 5 in three rows")
 
 
@@ -263,6 +264,28 @@ def test_count_rows_of_many(impl):
         expected = torch.tensor([length, 0, length])
         actual = counted_rows(impl, x, 1)
         assert_matches(actual, expected, f"count_rows of rows of {length:,} equal bytes")
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, *FLOATS])
+def test_long_rows_of_every_dtype(impl, dtype):
+    # Odd, past 2^16 and past what float16 holds; the last entry is another.
+    x = torch.ones(3, 1, dtype=dtype).repeat(1, 66_002)
+    x[:, -1] = 0
+    x[1] = 0
+    check(impl, x, 1, f"1 in rows of 66,002 entries in {dtype}", [66_001, 0, 66_001])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16])
+def test_tens_of_thousands_of_rows(impl, dtype):
+    # The marks lie on either side of 2^15 and of 2^16.
+    marks = [0, 32_767, 32_770, 65_535, 65_538, 66_000]
+    x = torch.zeros(66_001, 1, dtype=dtype)
+    x[marks] = 1
+    expected = torch.zeros(66_001, dtype=torch.int64)
+    expected[marks] = 1
+    actual = counted_rows(impl, x, 1)
+    assert_matches(actual, expected, f"count_rows of 1 in 66,001 rows in {dtype}")
+    assert_matches(counted(impl, x, 1), torch.tensor(6), f"count_equal of 1 in them in {dtype}")
 
 
 # One byte, expanded. The counts are odd and above 2^24, so that no float32 is one of them.

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dojo.kernels import DEVICE, guarded, room, run, speed
+from dojo.kernels import DEVICE, guarded, need_gpu_memory, room, run, speed
 from dojo.testing import (
     assert_any_layout,
     assert_any_mode,
@@ -270,17 +270,9 @@ def test_empty_tensors(impl):
         check_into(impl, x, torch.empty_like(x), f"an empty {shape} tensor")
 
 
-def need(gigabytes):
-    """Skip the test where the GPU has less memory to give."""
-    torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info()[0] / 2**30
-    if free < gigabytes:
-        pytest.skip(f"needs {gigabytes} GiB of GPU memory, and {free:.0f} are free")
-
-
 @pytest.mark.gpu
 def test_more_than_2_to_the_31_elements(impl):
-    need(10)
+    need_gpu_memory(10)
     # An offset that wraps at 2**31 reaches back into `memory`, and harms nothing else.
     memory = torch.zeros(2**32 + 5000, dtype=torch.float16, device=DEVICE)
     x = memory[2**31 :]
@@ -292,7 +284,7 @@ def test_more_than_2_to_the_31_elements(impl):
 
 @pytest.mark.gpu
 def test_rows_2_to_the_30_elements_apart(impl):
-    need(10)
+    need_gpu_memory(10)
     memory = torch.zeros(2**32 + 5000, dtype=torch.float16, device=DEVICE)
     x = memory.as_strided((3, 5), (2**30 + 1, 1), 2**31)
     values = numbers(3, 5, dtype=torch.float16)

@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 
-from dojo.kernels import DEVICE, guarded, room, run, speed
+from dojo.kernels import DEVICE, guarded, need_gpu_memory, room, run, speed
 from dojo.testing import (
     assert_any_layout,
     assert_any_mode,
@@ -261,17 +261,9 @@ def test_there_are_programs_for_every_row(impl):
 # What only a GPU shows.
 
 
-def need(gigabytes):
-    """Skip the test where the GPU has less memory to give."""
-    torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info()[0] / 2**30
-    if free < gigabytes:
-        pytest.skip(f"needs {gigabytes} GiB of GPU memory, and {free:.0f} are free")
-
-
 @pytest.mark.gpu
 def test_inputs_past_2_to_the_31st_element(impl):
-    need(12)
+    need_gpu_memory(12)
     # x begins in the middle: an offset that wraps to a negative one still falls inside.
     middle = 2**31
     buffer = torch.zeros(middle + 5 * 2**29, dtype=torch.float16, device=DEVICE)
@@ -288,7 +280,7 @@ def test_inputs_past_2_to_the_31st_element(impl):
 
 @pytest.mark.gpu
 def test_outputs_past_2_to_the_31st_element(impl):
-    need(12)
+    need_gpu_memory(12)
     for n_rows, n_cols in [(2**19 + 2**10, 4099), (2**17 + 2**10, 16_400)]:
         row = scores(1, n_cols, dtype=torch.float16)
         out = impl.softmax(row.expand(n_rows, n_cols))

@@ -176,6 +176,14 @@ def speed(ours: Callable[[], object], *theirs: Callable[[], object]) -> float:
     return min(map(milliseconds, theirs)) / milliseconds(ours)
 
 
+def need_gpu_memory(gigabytes: float) -> None:
+    """Skip the test where the GPU has less memory to give, in GiB."""
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info()[0] / 2**30
+    if free < gigabytes:
+        pytest.skip(f"needs {gigabytes} GiB of GPU memory, and {free:.0f} are free")
+
+
 SECTOR = 32  # bytes: the least that a GPU moves
 
 

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from dojo.kernels import DEVICE, Traffic, guarded, interpreted, memory_traffic, run
+from dojo.kernels import (
+    DEVICE,
+    Traffic,
+    guarded,
+    interpreted,
+    memory_traffic,
+    need_gpu_memory,
+    run,
+)
 from dojo.testrun.loading import load_module
 from dojo.testrun.results import Verdict
 
@@ -107,6 +115,14 @@ def test_expanded_and_empty_tensors_are_placed():
         assert rows.stride() == (0, 1)
         assert rows.tolist() == [[0, 1, 2]] * 4
         assert memory.place(torch.empty(0, 5)).shape == (0, 5)
+
+
+def test_a_test_that_needs_more_gpu_memory_than_there_is_is_skipped(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 * 2**30, 8 * 2**30))
+    need_gpu_memory(2)
+    with pytest.raises(pytest.skip.Exception, match="needs 10 GiB of GPU memory, and 3 are free"):
+        need_gpu_memory(10)
 
 
 COPY = '''

@@ -3,7 +3,7 @@
 import ast
 import inspect
 from collections.abc import Callable
-from types import FunctionType
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -82,11 +82,9 @@ def _patch_the_language_once() -> None:
     """
     from triton.runtime import interpreter
 
-    def kernel() -> None:
-        """Stand for one that sees both modules."""
-
     tl = interpreter.tl
-    scope = interpreter._patch_lang(FunctionType(kernel.__code__, {"tl": tl, "core": tl.core}))
+    kernel = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})  # all that is asked of one
+    scope = interpreter._patch_lang(kernel)
     scope._changes.clear()  # so that it has nothing to undo
     interpreter._patch_lang = lambda fn: scope
     for name, function in inspect.getmembers(tl.math, inspect.isfunction):

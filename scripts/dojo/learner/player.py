@@ -105,7 +105,7 @@ class Player:
     def _holds_default_text(self, attempt: Attempt) -> bool:
         """Say whether the file is as it was committed, though other bugs were planted last."""
         default = self.kata.default
-        others = set(attempt.planted) != set(default)
+        others = not set(default) <= set(attempt.planted)  # else mending leads there
         return others and self.workspace.text() == self.kata.planted_source(default)
 
     def record_count(self, count: Count) -> Judgement:

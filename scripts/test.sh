@@ -6,10 +6,11 @@ usage() {
     cat <<'END'
 usage: scripts/test.sh [--all] [PYTEST OPTION]...
 
-Runs the project's own tests: style and types, the tools, every kata's bugs. Three minutes on two
-cores; what an earlier run proved of a kata is not proved again until something it rests on changes.
+Runs the project's own tests: style and types, the tools, every kata's bugs. Five to eight minutes
+on two cores; what an earlier run proved of a kata is not proved again until something it rests on
+changes.
 
-  --all     the full check, as CI runs it, some fifteen minutes: also the slow tests (kills,
+  --all     the full check, as CI runs it, half an hour or more: also the slow tests (kills,
             terminals, endless loops), every test of every bug's killed_by, and a sample of mutants
   --help    this text
 
@@ -41,15 +42,15 @@ step "style and types"
 "$PYTHON" -m ruff format --check --quiet .
 "$PYTHON" -m mypy
 if [ "$ALL" ]; then
-    step "the tools, the slow tests among them: some six minutes on two cores"
+    step "the tools, the slow tests among them: some ten minutes on two cores"
     "$PYTHON" -m pytest scripts/tests -n auto --dist worksteal -q "$@"
-    step "every kata: each test of each bug's killed_by, alone and in every pair: some five minutes"
+    step "every kata: each test of each bug's killed_by, alone and in every pair: some twenty minutes"
     "$PYTHON" -m dojo verify --whole
-    step "a sample of mutants: a minute"
+    step "a sample of mutants: two minutes"
     "$PYTHON" -m dojo verify --mutants --sample 16
 else
-    step "the tools: a minute and a half on two cores (--all runs the slow tests too)"
+    step "the tools: two to four minutes on two cores (--all runs the slow tests too)"
     "$PYTHON" -m pytest scripts/tests -n auto --dist worksteal -q -m "not slow" "$@"
-    step "every kata, unless it is as an earlier run proved it: a minute and a half"
+    step "every kata, unless it is as an earlier run proved it: two to four minutes"
     "$PYTHON" -m dojo verify
 fi

@@ -216,7 +216,7 @@ def layernorm_backward(
     grad_out, x = _as_rows(grad_out), _as_rows(x)
     rows, width = x.shape
     mean, inv_std = torch.empty((2, rows), dtype=torch.float32, device=x.device)
-    strides = x.stride(0), x.stride(0)
+    strides = grad_out.stride(0), x.stride(0)
     tile = _tile(width, MAX_BLOCK)
     _dx_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
         grad_out, x, weight.contiguous(), dx, mean, inv_std, *strides, rows, width, eps, **tile
@@ -226,7 +226,7 @@ def layernorm_backward(
     programs = min(MAX_SLOTS, triton.cdiv(rows, tile["ROWS"]))
     slots = triton.next_power_of_2(programs)
     # A slot that no program writes to counts as zero.
-    partial = torch.zeros((2, slots, width), dtype=torch.float32, device=x.device)
+    partial = torch.zeros((2, slots, width), dtype=x.dtype, device=x.device)
     _partial_sums_kernel[(triton.cdiv(width, tile["BLOCK"]), programs)](
         grad_out, x, mean, inv_std, *partial, *strides, rows, width, SLOTS=slots, **tile
     )

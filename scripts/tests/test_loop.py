@@ -32,7 +32,7 @@ from dojo.practice.loop import (
 from dojo.practice.planning import Planned
 from dojo.practice.session import Names, Round
 from dojo.project import Project
-from dojo.testrun.results import Outcome, RunResult, TestResult
+from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 from dojo.wording.events import event_line
 from dojo.wording.keys import PRACTICE, WATCH, WORDS, keys_line
 from dojo.wording.runs import run_lines
@@ -260,6 +260,15 @@ def test_a_quiet_session_says_no_more_than_solved_or_not(timed, time):
     ]
     assert not any(isinstance(event, BugsCounted) for event in hunt.handle(Counted(Count(()))))
     assert hunt.handle(Action.HINT)[0].text.startswith("Hint 1 of 3")
+
+
+def test_a_crash_names_its_test_where_names_are_shown(timed):
+    crashed = RunResult(Verdict.CRASHED, (), "it was killed", 0.1, running="test_scale[3.0]")
+    judgement = timed().round.judge(crashed)
+    shown = run_lines("01_scale", crashed, judgement)
+    hidden = run_lines("01_scale", crashed, judgement, names=Names.LATER)
+    assert shown == ["01_scale: no verdict: it was killed (in test_scale[3.0])"]
+    assert hidden == ["01_scale: no verdict: it was killed"]
 
 
 def pressed(hunt, *characters):

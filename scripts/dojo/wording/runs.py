@@ -27,7 +27,7 @@ def run_lines(
     """
     if not result.whole:
         printed = next((test.printed for test in result.tests if test.outcome is Outcome.ERROR), "")
-        where = f" (in {result.running})" if result.running and names else ""
+        where = f" (in {result.running})" if result.running and names is Names.SHOWN else ""
         return [f"{name}: no verdict: {result.detail}{where}", *_printed_lines(printed)]
     failing: dict[str, list[TestResult]] = {}
     for test in result.tests:

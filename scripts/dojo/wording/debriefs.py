@@ -6,7 +6,7 @@ from dojo.errors import typed
 from dojo.history.sessions import Ending, Session
 from dojo.practice.debrief import Debrief
 from dojo.wording.quantities import count, minutes
-from dojo.wording.runs import STORY_WIDTH, story_lines
+from dojo.wording.runs import STORY_WIDTH, code_lines, story_lines
 
 _ENDINGS = {
     Ending.SOLVED: "solved",
@@ -71,7 +71,8 @@ def session_markdown(session: Session, debriefs: Sequence[Debrief]) -> str:
         lines += ["", f"## {item.kata.name}", ""]
         for bug in item.planted if item.ending is not Ending.SKIPPED else ():
             mark = "fixed" if bug.id in item.gone else "missed"
-            lines.append(f"- {mark}: {bug.title}. {bug.why}")
+            lines += [f"- {mark}: {bug.title}. {bug.why}", ""]
+            lines += [f"      {line}" for line in code_lines(bug)] + [""]
         if item.diff:
             lines += ["", "```diff", item.diff.rstrip("\n"), "```"]
     return "\n".join(lines) + "\n"

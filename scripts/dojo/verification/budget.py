@@ -12,7 +12,7 @@ SECONDS = 1.0
 SECONDS_OF = {Topic.KERNELS: 5.0, Topic.SYSTEMS: 10.0}
 
 # What an ordinary machine takes for the work of `_slowness`.
-_ORDINARY_SECONDS = 0.04
+_ORDINARY_SECONDS = 0.03
 
 
 def test_seconds(result: RunResult) -> float:

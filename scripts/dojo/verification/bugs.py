@@ -1,7 +1,7 @@
 """Proves that a kata can be trusted: correct solutions pass, and every bug is caught."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,7 +47,6 @@ class Verifier:
         self._has_gpu = has_gpu
         self._ran = ran
         self._ledger = Ledger(project, has_gpu)
-        self._alone: dict[str, RunResult] = {}  # the present kata's bugs, under the first seed
 
     def runs_of(self, kata: Kata) -> int:
         """Return how many runs the kata takes, give or take those that find something."""
@@ -67,9 +66,11 @@ class Verifier:
             findings.proof, findings.known = known, True
         elif self._reference_passes(findings):
             self._check_solutions(findings)
-            self._check_alone(bugs, findings)
-            findings.proof.pairs = self._check_sets(pairs(kata, bugs), findings)
-            findings.proof.larger_sets = self._check_sets(larger_sets(kata, bugs), findings)
+            alone = self._check_alone(bugs, findings)
+            findings.proof.pairs, together = self._check_sets(pairs(kata, bugs), findings)
+            if self._whole:
+                findings.problems += self._misleading(together, alone, findings)
+            findings.proof.larger_sets, _ = self._check_sets(larger_sets(kata, bugs), findings)
             if not findings.problems:
                 self._ledger.keep(kata, findings.proof)
         findings.problems += structure.problems(kata)
@@ -129,18 +130,19 @@ class Verifier:
                 findings.problems.append(refusal(result, seed, f"solutions/{path.name}"))
         findings.proof.solutions = len(kata.solutions) - len(refused)
 
-    def _check_alone(self, bugs: Sequence[Bug], findings: Findings) -> None:
+    def _check_alone(self, bugs: Sequence[Bug], findings: Findings) -> dict[str, RunResult]:
+        """Plant each bug by itself; return the runs under the first seed, by its id."""
         kata, whole = findings.kata, self._whole
 
         def run(runner: Runner, job: tuple[Bug, int]) -> RunResult:
             return run_alone(runner, kata, *job, whole=whole)
 
-        self._alone = {}
+        first = {}
         caught = dict.fromkeys((bug.id for bug in bugs), True)
         jobs = [(bug, seed) for bug in bugs for seed in range(self._seeds)]
         for (bug, seed), result in self._map(run, jobs, findings):
             if seed == 0:
-                self._alone[bug.id] = result
+                first[bug.id] = result
             failing = caught_by(result)
             caught[bug.id] &= bool(failing)
             if not failing:
@@ -157,9 +159,15 @@ class Verifier:
                     f"it fails: {', '.join(sorted(failing)) or 'nothing'}"
                 )
         findings.proof.alone = Tally(len(caught), sum(caught.values()))
+        return first
 
-    def _check_sets(self, sets: Sequence[tuple[Bug, ...]], findings: Findings) -> Tally:
-        """Plant each set of bugs, and see that none of them keeps another's tests from failing."""
+    def _check_sets(
+        self, sets: Sequence[tuple[Bug, ...]], findings: Findings
+    ) -> tuple[Tally, list[tuple[tuple[Bug, ...], RunResult]]]:
+        """Plant each set of bugs, and see that none of them keeps another's tests from failing.
+
+        Return also the sets that were caught, with their runs.
+        """
         kata, whole = findings.kata, self._whole
 
         def run(runner: Runner, chosen: tuple[Bug, ...]) -> RunResult:
@@ -168,7 +176,7 @@ class Verifier:
             return runner.run(kata, planted, seed=0, only=names, first_failure=not whole)
 
         tally = Tally(planted=len(sets))
-        pairs_run = []
+        seen = []
         for chosen, result in self._map(run, sets, findings):
             failing = caught_by(result)
             together = " + ".join(bug.id for bug in chosen)
@@ -179,13 +187,15 @@ class Verifier:
                 )
             elif whole:
                 findings.problems += _masked(chosen, failing)
-                if len(chosen) == 2 and not likeness.are_apart(chosen):
-                    pairs_run.append((chosen, result))
-        findings.problems += self._misleading(pairs_run, findings)
-        return tally
+            if failing:
+                seen.append((chosen, result))
+        return tally, seen
 
     def _misleading(
-        self, pairs_run: Sequence[tuple[tuple[Bug, ...], RunResult]], findings: Findings
+        self,
+        together: Sequence[tuple[tuple[Bug, ...], RunResult]],
+        alone: Mapping[str, RunResult],
+        findings: Findings,
     ) -> Iterator[str]:
         """Yield what is wrong with pairs that behave like one bug alone, seen in all tests."""
         kata = findings.kata
@@ -194,12 +204,14 @@ class Verifier:
             return runner.run(kata, Planted(tuple(bug.id for bug in chosen)), seed=0)
 
         doubtful = []
-        for chosen, result in pairs_run:
+        for chosen, result in together:
+            if likeness.are_apart(chosen):
+                continue
             names = {name for bug in chosen for name in bug.killed_by}
-            if likeness.alike(result, self._alone, names):
+            if likeness.alike(result, alone, names):
                 doubtful.append(chosen)
         for chosen, result in self._map(run, doubtful, findings):
-            if like := likeness.alike(result, self._alone):
+            if like := likeness.alike(result, alone):
                 yield likeness.problem(chosen, like)
 
 

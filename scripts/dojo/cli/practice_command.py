@@ -126,12 +126,13 @@ def _full_screen(practice: Practice, runner: Runner) -> bool:
 def _resumed(project: Project, history: History, wishes: Wishes) -> Practice | None:
     """Return the unfinished session, if there is one and it is to go on."""
     practice = session.unfinished(project, history)
-    standing = practice.standing() if practice else None
-    if standing is None or wishes != Wishes():
+    if practice is None or wishes != Wishes():
+        return None
+    standing = practice.standing()
+    if standing is None:
         return None
     click.echo(f"A session is unfinished: {_describe(standing)}.")
     if sys.stdin.isatty() and not click.confirm("Go on with it?", default=True):
-        assert practice is not None
         practice.end()
         return None
     return practice

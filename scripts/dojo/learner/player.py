@@ -100,7 +100,8 @@ class Player:
                 run.seed,
             ),
         )
-        return Judgement(planting, solved, count, self._holds_default_text(attempt))
+        put_back = not solved and self._holds_default_text(attempt)
+        return Judgement(planting, solved, count, put_back)
 
     def _holds_default_text(self, attempt: Attempt) -> bool:
         """Say whether the file is as it was committed, though other bugs were planted last."""

@@ -106,7 +106,7 @@ def test_an_interview_draws_no_easy_kata_unless_asked_for(history):
     planned = plan(KATAS, history, Wishes(interview=True, katas=len(KATAS)))
     assert "easy" not in {item.kata.level for item in planned}
     (easy,) = plan(KATAS, history, Wishes(interview=True, katas=1, level="easy"))
-    assert len(easy.bugs) == 3
+    assert len(easy.bugs) == min(3, len(easy.kata.bugs))  # a kata of one's own may have two
 
 
 def test_an_interview_plants_three_bugs_even_in_an_easy_kata(history):

@@ -7,6 +7,14 @@ FRESH = "fresh-"
 
 
 @dataclass(frozen=True)
+class Question:
+    """What an interviewer would ask about a bug, and a good answer."""
+
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Bug:
     """An edit of the reference that plants one bug, and the story told about it."""
 
@@ -20,3 +28,5 @@ class Bug:
     seen_in: tuple[str, ...] = ()
     gpu: bool = False
     apart: tuple[str, ...] = ()  # bugs with which it behaves like another: not drawn together
+    over_fix_of: str = ""  # the bug of which it is a tempting fix, and a wrong one
+    ask: tuple[Question, ...] = ()

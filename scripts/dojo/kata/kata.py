@@ -43,6 +43,14 @@ class Level(StrEnum):
 
 
 @dataclass(frozen=True)
+class Decoy:
+    """A place of the reference that looks wrong and is right: its text, and why."""
+
+    find: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Kata:
     """One kata: its folder, its facts and its catalogue of bugs."""
 
@@ -54,6 +62,7 @@ class Kata:
     default: tuple[str, ...]
     bugs: tuple[Bug, ...]
     draft: bool = False  # its author has not filled in the skeleton yet
+    decoys: tuple[Decoy, ...] = ()
 
     @property
     def name(self) -> str:
@@ -104,6 +113,11 @@ class Kata:
     def needs_triton(self) -> bool:
         """Say whether the kata can run only where triton is installed."""
         return self.topic is Topic.KERNELS
+
+    @property
+    def is_system(self) -> bool:
+        """Say whether it is a whole system, whose tests show symptoms and keep checks sealed."""
+        return self.topic is Topic.SYSTEMS
 
     def bug(self, bug_id: str) -> Bug:
         """Return the bug of that id, or raise `DojoError` with the nearest ids."""

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -10,8 +10,8 @@ from types import GenericAlias
 from typing import Any
 
 from dojo.errors import CatalogueError, nearest
-from dojo.kata.bug import FRESH, Bug
-from dojo.kata.kata import Kata
+from dojo.kata.bug import FRESH, Bug, Question
+from dojo.kata.kata import Decoy, Kata
 from dojo.kata.planting import conflict, plant, span
 
 _KINDS: dict[Any, str] = {int: "a whole number", str: "a string", bool: "true or false"}
@@ -28,12 +28,17 @@ def load(folder: Path) -> Kata:
         raise CatalogueError(f"{path}: {error}") from None
     tables = _tables(path, data.pop("bug", []), "bug")
     bugs = tuple(
-        _folded(_build(Bug, table, f"{path}: bug {table.get('id', number)!r}"))
+        _bug(table, f"{path}: bug {table.get('id', number)!r}")
         for number, table in enumerate(tables, 1)
+    )
+    decoys = tuple(
+        _folded(_build(Decoy, table, f"{path}: decoy {number}"))
+        for number, table in enumerate(_tables(path, data.pop("decoy", []), "decoy"), 1)
     )
     given = {
         "folder": folder,
         "bugs": bugs,
+        "decoys": decoys,
         "draft": "TODO" in text,
     }
     if clash := given.keys() & data.keys():
@@ -43,9 +48,26 @@ def load(folder: Path) -> Kata:
     return kata
 
 
-def _folded(bug: Bug) -> Bug:
-    """Return the bug with its story on one line; where it is shown, it is wrapped to fit."""
-    return replace(bug, why=" ".join(bug.why.split()))
+def _bug(table: dict[str, Any], where: str) -> Bug:
+    ask = tuple(_questions(table.pop("ask", []), where))
+    bug: Bug = _folded(_build(Bug, table, where, {"ask": ask}))
+    return bug
+
+
+def _questions(value: object, where: str) -> Iterator[Question]:
+    malformed = f"{where}: ask must be a list of pairs: a question and its answer, as strings"
+    if not isinstance(value, list):
+        raise CatalogueError(malformed)
+    for pair in value:
+        if not isinstance(pair, list) or [type(text) for text in pair] != [str, str]:
+            raise CatalogueError(malformed)
+        question, answer = (" ".join(text.split()) for text in pair)
+        yield Question(question, answer)
+
+
+def _folded(told: Any) -> Any:
+    """Return a bug or a decoy with its story on one line; where it is shown, it is wrapped."""
+    return replace(told, why=" ".join(told.why.split()))
 
 
 def _check(kata: Kata, path: Path) -> None:
@@ -70,12 +92,20 @@ def _check(kata: Kata, path: Path) -> None:
             raise CatalogueError(f"{where}: at least one hint is needed")
         _check_edit(source, bug, where)
     for bug in kata.bugs:
-        for bug_id in bug.apart:
+        named = [("apart", bug_id) for bug_id in bug.apart]
+        named += [("over_fix_of", bug.over_fix_of)] if bug.over_fix_of else []
+        for key, bug_id in named:
             if bug_id not in seen - {bug.id}:
                 raise CatalogueError(
-                    f"{path}: bug {bug.id!r}: apart names an unknown bug {bug_id!r}"
+                    f"{path}: bug {bug.id!r}: {key} names an unknown bug {bug_id!r}"
                     f"{nearest(bug_id, sorted(seen))}"
                 )
+    for number, decoy in enumerate(kata.decoys, 1):
+        count = source.count(decoy.find) if decoy.find else 0
+        if count != 1:
+            raise CatalogueError(
+                f"{path}: decoy {number}: find stands {count} times in reference.py, not once"
+            )
     for bug_id in kata.default:
         if bug_id not in seen:
             raise CatalogueError(

@@ -76,6 +76,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, choose the seed, and start collecting verdicts."""
     config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped with a reason elsewhere")
+    config.addinivalue_line("markers", "symptom: of a system, what a person would notice")
     # xdist's own, which a run without xdist does not know.
     config.addinivalue_line("markers", "xdist_group(name): tests that one worker runs, in order")
     if config.option.kata_timeout is None:
@@ -287,7 +288,8 @@ def _test_result(
     name = item.nodeid.partition("::")[2]
     tested = item.config.stash.get(_revisions, {}).get(item.path.parent, "")
     seconds = item.stash.get(_seconds, 0.0)
-    return TestResult(name, outcome, message, seconds, tested, _raised(call), printed)
+    symptom = item.get_closest_marker("symptom") is not None
+    return TestResult(name, outcome, message, seconds, tested, _raised(call), printed, symptom)
 
 
 # What torch says of the graph where a test goes back through a result, in words about the result.

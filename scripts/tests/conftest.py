@@ -85,6 +85,107 @@ def test_shift(impl):
 """
 
 
+SYSTEM_REFERENCE = '''
+"""Gradient descent on a parabola."""
+
+from collections.abc import Iterator
+
+
+def gradient(x: float, centre: float) -> float:
+    """Return the slope of `(x - centre) ** 2`."""
+    return 2 * (x - centre)
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Return a rate that falls to 0 in a straight line."""
+    return 0.2 * (1 - step / steps)
+
+
+def run(seed: int = 0, steps: int | None = None) -> Iterator[dict[str, float]]:
+    """Yield loss and rate at each step."""
+    steps = 40 if steps is None else steps
+    x = 10.0 + seed % 7
+    for step in range(steps):
+        rate = learning_rate(step, steps)
+        x -= rate * gradient(x, 3.0)
+        yield {"loss": (x - 3.0) ** 2, "lr": rate}
+'''
+
+SYSTEM_TOML = """
+title = "Descent"
+topic = "systems"
+level = "medium"
+minutes = 5
+default = ["forgets-centre", "rate-rises"]
+
+[[bug]]
+id = "forgets-centre"
+title = "Forgets the centre"
+find = "2 * (x - centre)"
+replace = "2 * x - centre"
+killed_by = ["test_the_loss_falls", "test_gradient_by_hand", "test_gradient_at_the_centre"]
+hints = ["Where does it come to rest?"]
+why = "Twice the difference, not twice the first."
+ask = [["Where is the slope 0?", "At the centre."], ["And its sign?", "That of x - centre."]]
+
+[[bug]]
+id = "rate-rises"
+title = "The rate rises"
+find = "(1 - step / steps)"
+replace = "(step / steps)"
+killed_by = ["test_rate_falls", "test_the_loss_falls_at_once"]
+hints = ["Print the rate."]
+why = "It should fall."
+ask = [["Why let it fall?", "To settle."], ["Why not at once?", "To get there."]]
+
+[[bug]]
+id = "half-the-slope"
+title = "Half the slope"
+find = "    return 2 * (x - centre)"
+replace = "    return x - centre"
+killed_by = ["test_gradient_by_hand"]
+hints = ["Compare with a difference quotient."]
+why = "The two is lost."
+ask = [["Does it matter?", "It halves the rate."], ["When not?", "When the rate is tuned."]]
+
+[[decoy]]
+find = "10.0 + seed % 7"
+why = "Any start will do."
+"""
+
+SYSTEM_TESTS = """
+import pytest
+
+
+@pytest.fixture(scope="module")
+def log(impl):
+    return list(impl.run(seed=1))
+
+
+@pytest.mark.symptom
+def test_the_loss_falls(log):
+    assert log[-1]["loss"] < 0.1, f"the loss ends at {log[-1]['loss']:.2f}"
+
+
+@pytest.mark.symptom
+def test_the_loss_falls_at_once(log):
+    assert log[1]["loss"] < 0.5 * 49, f"after two steps the loss is {log[1]['loss']:.2f}"
+
+
+@pytest.mark.parametrize("x", [4.0, 5.0])
+def test_gradient_by_hand(impl, x):
+    assert impl.gradient(x, 1.0) == 2 * x - 2, f"the slope at {x} is {impl.gradient(x, 1.0)}"
+
+
+def test_gradient_at_the_centre(impl):
+    assert impl.gradient(7.0, 7.0) == 0, "the slope at the centre is not 0"
+
+
+def test_rate_falls(impl):
+    assert impl.learning_rate(1, 10) > impl.learning_rate(2, 10), "the rate rises"
+"""
+
+
 def write_kata(folder: Path, reference=REFERENCE, toml=TOML, tests=TESTS) -> None:
     folder.mkdir(parents=True)
     (folder / "README.md").write_text("# Scale\n\nThe brief of scale.\n")
@@ -157,6 +258,16 @@ def project(tmp_path) -> Project:
 @pytest.fixture
 def kata(project):
     return kata_toml.load(project.katas / "01_scale")
+
+
+@pytest.fixture
+def system(project):
+    """A whole system in that checkout, `02_descent`, planted with its default bugs."""
+    folder = project.katas / "02_descent"
+    write_kata(folder, SYSTEM_REFERENCE, SYSTEM_TOML, SYSTEM_TESTS)
+    system = kata_toml.load(folder)
+    system.botched.write_text(system.planted_source(system.default))
+    return system
 
 
 @pytest.fixture

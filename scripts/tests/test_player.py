@@ -3,7 +3,8 @@ import pytest
 from dojo.errors import DojoError
 from dojo.kata.kata_toml import load
 from dojo.learner.counting import Count
-from dojo.learner.player import Planting, Player, next_hint
+from dojo.learner.hints import next_hint
+from dojo.learner.player import Planting, Player
 from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 from dojo.wording.verdicts import verdict_line
 
@@ -16,13 +17,13 @@ def test_hints_go_round_and_pass_over_what_is_gone(kata):
     planted = [kata.bug("adds-factor"), kata.bug("subtracts-offset")]
     given = set()
     order = []
-    while hint := next_hint(planted, [], given):
+    while hint := next_hint(kata, planted, [], given):
         given.add((hint[0].id, hint[1]))
         order.append((hint[0].id, hint[1]))
     adds, subtracts = "adds-factor", "subtracts-offset"
     assert order == [(adds, 0), (subtracts, 0), (adds, 1), (subtracts, 1), (adds, 2)]
-    assert next_hint(planted, [adds], {(subtracts, 0)}) == (planted[1], 1)
-    assert next_hint(planted, [adds, subtracts], set()) is None
+    assert next_hint(kata, planted, [adds], {(subtracts, 0)}) == (planted[1], 1)
+    assert next_hint(kata, planted, [adds, subtracts], set()) is None
 
 
 def test_a_hint_can_be_about_one_bug_and_is_read_again(player):

@@ -12,8 +12,9 @@ from dojo.wording.runs import run_lines
 
 @click.command(name="check")
 @click.argument("name", metavar="KATA")
+@click.option("--open", "open_checks", is_flag=True, help="Open all checks of a system.")
 @click.pass_obj
-def command(project: Project, name: str) -> None:
+def command(project: Project, name: str, open_checks: bool) -> None:
     """Run a kata's tests on your file and say how many bugs are fixed.
 
     \b
@@ -23,8 +24,9 @@ def command(project: Project, name: str) -> None:
     kata = catalogue.find(project, name)
     with Runner(project) as runner, History(project.history) as history:
         result = runner.run(kata)
-        judgement = Player(project, kata, history).judge(result, runner)
-    for line in run_lines(kata.name, result, judgement):
-        click.echo(line)
+        player = Player(project, kata, history, open_checks=open_checks)
+        judgement = player.judge(result, runner)
+        for line in run_lines(kata.name, result, judgement, sealed=player.sealed()):
+            click.echo(line)
     if not judgement.solved:
         raise SystemExit(1)

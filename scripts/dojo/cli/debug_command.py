@@ -84,6 +84,7 @@ def _pytest(project: Project, kata: Kata, test: str, seed: int) -> list[str]:
         f"--kata-seed={seed}",
         "--kata-timeout=0",
         "--kata-no-history",
+        "--open-checks",
         "--pdb",
         "-x",
         "-s",

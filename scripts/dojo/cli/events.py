@@ -15,10 +15,10 @@ def event_lines(event: Event, name: str) -> list[str]:
     match event:
         case RunFails(test):
             return [*failure_lines(test), "  the others run ..."]
-        case RunJudged(result, judgement, names, left):
+        case RunJudged(result, judgement, names, sealed, left):
             when = time.strftime("%H:%M:%S") if left is None else f"{minutes(left)} left"
             head = f"[{when}] {tested(result)}"
-            return [head, *run_lines(name, result, judgement, names=names)]
+            return [head, *run_lines(name, result, judgement, names=names, sealed=sealed)]
         case BugsCounted(judgement):
             return [verdict_line(judgement, name)]
         case Compared(diff) if diff:

@@ -23,8 +23,9 @@ _TICK_SECONDS = 0.5
 
 @click.command(name="watch")
 @click.argument("name", metavar="KATA")
+@click.option("--open", "open_checks", is_flag=True, help="Open all checks of a system.")
 @click.pass_obj
-def command(project: Project, name: str) -> None:
+def command(project: Project, name: str, open_checks: bool) -> None:
     """Run a kata's tests at every save, until you quit.
 
     In a terminal, keys give hints, the diff, reset, undo and the next kata. Where the output is
@@ -36,7 +37,7 @@ def command(project: Project, name: str) -> None:
     kata: Kata | None = catalogue.find(project, name)
     with Runner(project) as runner, History(project.history) as history:
         while kata is not None:
-            go_on = _Screen(Player(project, kata, history), runner).show()
+            go_on = _Screen(Player(project, kata, history, open_checks=open_checks), runner).show()
             kata = _following(project, kata) if go_on else None
 
 

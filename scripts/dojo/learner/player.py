@@ -2,7 +2,7 @@
 
 import difflib
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dojo.errors import DojoError, typed
@@ -10,10 +10,11 @@ from dojo.history.history import Attempt, History, Run
 from dojo.kata.bug import Bug
 from dojo.kata.kata import Kata
 from dojo.learner.counting import Count, by_runs, count_gone, without_runs
+from dojo.learner.hints import hint_line, hints_of, next_hint, telling_check
 from dojo.learner.workspace import Backup, Workspace
 from dojo.project import Project
 from dojo.runner.runner import Runner
-from dojo.testrun.results import Outcome, RunResult, Verdict
+from dojo.testrun.results import Outcome, RunResult, Verdict, check_functions
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,14 @@ class Judgement:
 class Player:
     """One learner at one kata."""
 
-    def __init__(self, project: Project, kata: Kata, history: History) -> None:
-        """Open the kata's workspace."""
+    def __init__(
+        self, project: Project, kata: Kata, history: History, *, open_checks: bool = False
+    ) -> None:
+        """Open the kata's workspace, and if it is a system that is asked for, all its checks."""
         self.kata = kata
         self.workspace = Workspace(project, kata)
         self.history = history
+        self._open_checks = open_checks
 
     def attempt(self) -> Attempt:
         """Return the present attempt, beginning one if none is recorded."""
@@ -148,13 +152,23 @@ class Player:
                 return f"{name}: there is no bug {number} of {len(planted)}"
             if asked[0].id in gone:
                 return f"{name}: bug {number} of {len(planted)} is fixed"
-        hint = next_hint(asked, gone, self.history.hints(attempt.id))
+        hint = next_hint(self.kata, asked, gone, self.history.hints(attempt.id))
         if hint is None:
             about = "" if number is None else f" on bug {number}"
             return f"{name}: no more hints{about}; {typed('reveal', name)} tells all"
         bug, level = hint
         self.history.add_hint(attempt.id, bug.id, level)
-        return hint_line(planted, bug, level)
+        return hint_line(self.kata, planted, bug, level)
+
+    def sealed(self) -> frozenset[str]:
+        """Return the tests of a system that are only counted: the checks that no hint opened."""
+        if not self.kata.is_system or self._open_checks:
+            return frozenset()
+        attempt = self.attempt()
+        given = self.history.hints(attempt.id)
+        planted = planting_of(self.kata, attempt).bugs
+        opened = {telling_check(self.kata, bug) for bug in planted if (bug.id, 0) in given}
+        return frozenset(check_functions(self.kata.tests) - opened)
 
     def hints_given(self) -> list[str]:
         """Return the hints that were given in this attempt, oldest first."""
@@ -162,9 +176,9 @@ class Player:
         planted = planting_of(self.kata, attempt).bugs
         by_id = {bug.id: bug for bug in planted}
         return [
-            hint_line(planted, by_id[bug_id], level)
+            hint_line(self.kata, planted, by_id[bug_id], level)
             for bug_id, level in self.history.hints(attempt.id)
-            if bug_id in by_id and level < len(by_id[bug_id].hints)
+            if bug_id in by_id and level < len(hints_of(self.kata, by_id[bug_id]))
         ]
 
     def diff_to_correct(self) -> str:
@@ -203,30 +217,6 @@ def unknown_line(name: str, planting: Planting) -> str | None:
         return f"{name}: your file was planted with what the kata no longer has ({bugs}); {remedy}"
     if not planting.bugs:
         return f"{name}: the history no longer knows what is planted in your file; {remedy}"
-    return None
-
-
-def hint_line(planted: Sequence[Bug], bug: Bug, level: int) -> str:
-    """Return a hint with its number, and that of its bug where several are planted."""
-    about = f"bug {planted.index(bug) + 1} of {len(planted)}" if len(planted) > 1 else ""
-    number, total = level + 1, len(bug.hints)
-    if number == total:
-        about = f"the last on {about}" if about else "the last"
-    return f"Hint {number} of {total}{', ' if about else ''}{about}: {bug.hints[level]}"
-
-
-def next_hint(
-    planted: Sequence[Bug], gone: Sequence[str], given: Collection[tuple[str, int]]
-) -> tuple[Bug, int] | None:
-    """Return the bug and the number (from 0) of the hint to give next, or None if all are given.
-
-    Hints go round: the first of every bug, then the second of every bug; never one of a bug that
-    is gone.
-    """
-    for level in range(max((len(bug.hints) for bug in planted), default=0)):
-        for bug in planted:
-            if level < len(bug.hints) and bug.id not in gone and (bug.id, level) not in given:
-                return bug, level
     return None
 
 

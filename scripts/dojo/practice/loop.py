@@ -6,7 +6,7 @@ It has no thread and no clock of its own: the interface calls it with what the w
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from dojo.errors import DojoError
@@ -67,12 +67,14 @@ class RunJudged:
     result: RunResult
     judgement: Judgement
     names: Names = Names.SHOWN  # of the tests that fail
+    sealed: frozenset[str] = frozenset()  # tests that are only counted
     left: float | None = None  # seconds, where there is a clock
 
     @property
     def count_follows(self) -> bool:
         """Say whether the planted bugs are being counted."""
-        return self.result.verdict is Verdict.FAILED and bool(self.judgement.planting.bugs)
+        fails = self.result.verdict is Verdict.FAILED
+        return fails and bool(self.judgement.planting.bugs) and self.judgement.count is None
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ class Hunt(ABC):
     def __init__(self, player: Player) -> None:
         """Begin with nothing judged."""
         self._player = player
+        self._last: RunJudged | None = None
         self._questioned: Action | None = None  # waits for a yes
         self.over = False
 
@@ -211,6 +214,7 @@ class Hunt(ABC):
         try:
             for event in self._handle(happened):
                 events.append(event)
+                self._remember(event)
                 if isinstance(event, Ended | NextKata):
                     self.over = True
                     break  # what comes of the same moment comes too late
@@ -223,19 +227,35 @@ class Hunt(ABC):
             case Started():
                 yield RunStarted()
             case Failed(test):
-                yield RunFails(test)
+                if test.function not in self._player.sealed():
+                    yield RunFails(test)
             case Ran(result):
                 yield from self._judge(result)
             case Counted(count):
                 yield BugsCounted(self._player.record_count(count))
             case Action.HINT:
-                yield Hinted(self._hint(None))
+                yield from self._give_hint(None)
             case HintOn(number):
-                yield Hinted(self._hint(number))
+                yield from self._give_hint(number)
             case Action.DIFF:
                 yield Compared(self._player.diff_from_planted())
             case Action.QUIT:
                 yield Ended()
+
+    def _remember(self, event: Event) -> None:
+        """Keep the newest run with what was counted of it, to show it again."""
+        if isinstance(event, RunJudged):
+            self._last = event
+        elif isinstance(event, BugsCounted) and self._last:
+            self._last = replace(self._last, judgement=event.judgement)
+
+    def _give_hint(self, number: int | None) -> Iterator[Event]:
+        """Give a hint; where it opens a check, show the last run again, with what that says."""
+        sealed = self._player.sealed()
+        yield Hinted(self._hint(number))
+        opened = sealed - self._player.sealed()
+        if self._last and opened:
+            yield replace(self._last, sealed=self._last.sealed - opened)
 
     @abstractmethod
     def _judge(self, result: RunResult) -> Iterator[Event]:
@@ -270,7 +290,7 @@ class FreeHunt(Hunt):
         return self._player.plant(bugs)
 
     def _judge(self, result: RunResult) -> Iterator[Event]:
-        yield RunJudged(result, self._player.record(result))
+        yield RunJudged(result, self._player.record(result), sealed=self._player.sealed())
 
 
 class TimedHunt(Hunt):
@@ -293,7 +313,7 @@ class TimedHunt(Hunt):
                 yield Ended(Ending.SKIPPED)
             case Action.REVEAL:
                 yield Ended(Ending.REVEALED)
-            case Failed() if self.round.names is not Names.SHOWN:
+            case Failed(test) if not self.round.may_name(test):
                 pass
             case Counted(count) if self.round.names is not Names.SHOWN:
                 self._player.record_count(count)  # for the debrief
@@ -305,8 +325,9 @@ class TimedHunt(Hunt):
 
     def _judge(self, result: RunResult) -> Iterator[Event]:
         judgement = self.round.judge(result)
-        names, left = self.round.names, self.round.remaining()
-        yield RunJudged(result, judgement, names, left)
+        yield RunJudged(
+            result, judgement, self.round.names, self.round.sealed(), self.round.remaining()
+        )
         if judgement.solved:
             yield Ended(Ending.SOLVED)
 

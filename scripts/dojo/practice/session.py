@@ -23,7 +23,7 @@ from dojo.practice.debrief import Debrief, debrief
 from dojo.practice.planning import Planned
 from dojo.practice.stopwatch import Clock
 from dojo.project import Project
-from dojo.testrun.results import RunResult
+from dojo.testrun.results import RunResult, TestResult
 
 _RECORD_SECONDS = 1.0
 _PAUSED, _RUNNING = "paused", "running"
@@ -81,6 +81,17 @@ class Round:
         if self.interview and self._clock.spent() < self.budget / 2:
             return Names.LATER
         return Names.SHOWN
+
+    def sealed(self) -> frozenset[str]:
+        """Return the tests that are only counted: in an interview none, once names are shown."""
+        open_all = self.interview and self.names is Names.SHOWN
+        return frozenset() if open_all else self.player.sealed()
+
+    def may_name(self, test: TestResult) -> bool:
+        """Say whether a test that fails may be told of: a symptom also before its time."""
+        if test.symptom:
+            return self.names is not Names.NEVER
+        return self.names is Names.SHOWN and test.function not in self.sealed()
 
     @property
     def paused(self) -> bool:

@@ -23,7 +23,7 @@ import pytest
 from dojo.errors import DojoError
 from dojo.files import revision
 from dojo.kata.kata_toml import load
-from dojo.pytest_plugin import reporter
+from dojo.pytest_plugin import reporter, sealing
 from dojo.testrun import guards
 from dojo.testrun.device import has_gpu
 from dojo.testrun.implementation import (
@@ -71,6 +71,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "0 for all it needs",
     )
     group.addoption("--kata-no-history", action="store_true", help="do not record this run")
+    sealing.add_option(group)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -100,6 +101,16 @@ def pytest_report_header(config: pytest.Config) -> str:
 def kata_folder(path: Path) -> Path | None:
     """Return the kata folder that a test file belongs to, or None for any other test."""
     return path.parent if (path.parent / "kata.toml").is_file() else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    """Seal the checks of a system as they are collected, before any is selected by its name."""
+    made = yield
+    folder = kata_folder(collector.path)
+    if folder is not None and isinstance(made, list) and sealing.seals(folder, collector.config):
+        return sealing.seal(collector, made)
+    return made
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -197,7 +208,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     stop = item.config.stash.get(_stopped, {}).get(folder)
     if stop is not None:
         pytest.skip(stop)
-    name = item.nodeid.partition("::")[2]
+    name = sealing.real_name(item)
     seed = zlib.crc32(f"{item.config.option.kata_seed}:{name}".encode())
     random.seed(seed)
     # Whatever is not imported makes no random data.
@@ -270,6 +281,7 @@ def pytest_runtest_makereport(
                 _stop(item.config, folder, "an earlier test did not end")
             # Plain data: xdist sends a report's attributes from its workers as JSON.
             vars(report)["kata"] = {"folder": str(folder), "result": result.to_json()}
+        sealing.keep_sealed(item, report, folder.name)
     return report
 
 
@@ -285,7 +297,7 @@ def _test_result(
     else:
         outcome = Outcome.SKIPPED if report.skipped else Outcome.PASSED
     message = _message(call) if call.excinfo is not None else ""
-    name = item.nodeid.partition("::")[2]
+    name = sealing.real_name(item)
     tested = item.config.stash.get(_revisions, {}).get(item.path.parent, "")
     seconds = item.stash.get(_seconds, 0.0)
     symptom = item.get_closest_marker("symptom") is not None

@@ -18,7 +18,7 @@ from dojo.testrun.results import (
     failing_functions,
     test_functions,
 )
-from dojo.wording.verdicts import verdict_line
+from dojo.wording.verdicts import failing_line, verdict_line
 
 
 class VerdictReporter:
@@ -62,6 +62,8 @@ class VerdictReporter:
         seconds = sum(test.seconds for test in outcomes)
         try:
             kata = load(folder)
+            if kata.is_system:
+                self._lines.append(f"{name}: {failing_line(outcomes)}")
             ran = {result.function for result in outcomes}
             part = any("::" in argument for argument in self._config.args)
             if self._deselected or part or ran != test_functions(kata.tests):

@@ -114,6 +114,7 @@ class Runner:
                 f"--rootdir={root}",
                 f"--kata-timeout={self._limits.test_seconds}",
                 "--kata-no-history",
+                "--open-checks",  # whoever shows the results keeps them sealed
                 "-q",
                 "-pno:cacheprovider",
                 # A crash ends in a verdict; its trace would come out among what is shown.
@@ -155,7 +156,8 @@ def _ended_early(answer: Answer, account: Account, limits: Limits) -> tuple[Verd
     if answer.stopped is Stopped.CANCELLED:
         return Verdict.CANCELLED, "cancelled"
     if answer.stopped is Stopped.TIMEOUT:
-        failed = next((t.message for t in account.tests if t.outcome is Outcome.FAILED), "")
+        told = [test for test in account.tests if test.symptom] or account.tests
+        failed = next((t.message for t in told if t.outcome is Outcome.FAILED), "")
         said = failed.partition("\n")[0]
         why = f"; a test had failed: {said}" if said else ": an endless loop in C code?"
         return Verdict.TIMEOUT, f"stopped after {limits.run_seconds:g} s{why}"

@@ -116,12 +116,22 @@ def _judged(tests: Sequence[TestResult]) -> tuple[Verdict, str]:
 
 def test_functions(path: Path) -> set[str]:
     """Return the names of the test functions that a test file defines."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in _test_nodes(path)}
+
+
+def check_functions(path: Path) -> set[str]:
+    """Return the names of those that are not marked as symptoms."""
     return {
         node.name
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        for node in _test_nodes(path)
+        if not any("mark.symptom" in ast.unparse(decorator) for decorator in node.decorator_list)
     }
+
+
+def _test_nodes(path: Path) -> list[ast.FunctionDef]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    return [node for node in functions if node.name.startswith("test_")]
 
 
 test_functions.__test__ = False  # type: ignore[attr-defined]

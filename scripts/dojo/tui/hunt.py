@@ -197,7 +197,7 @@ class HuntScreen(Screen[Ending | None]):
     def _lines(self, judgement: Judgement) -> Group:
         name, event = self._round.kata.name, self._judged
         assert event is not None  # something ran
-        lines = run_lines(name, event.result, judgement, names=event.names)
+        lines = run_lines(name, event.result, judgement, names=event.names, sealed=event.sealed)
         return indented(lines, bold=("  fails", name))
 
     def _show_tests(self) -> None:

@@ -8,7 +8,7 @@ from dojo.kata.bug import Bug
 from dojo.learner.player import Judgement
 from dojo.practice.session import Names
 from dojo.testrun.results import Outcome, RunResult, TestResult
-from dojo.wording.verdicts import verdict_line
+from dojo.wording.verdicts import failing_line, verdict_line
 
 STORY_WIDTH = 88
 
@@ -18,25 +18,31 @@ _SHOWN = 5  # failing tests spelt out; more would scroll the first, and best, of
 
 
 def run_lines(
-    name: str, result: RunResult, judgement: Judgement, *, names: Names = Names.SHOWN
+    name: str,
+    result: RunResult,
+    judgement: Judgement,
+    *,
+    names: Names = Names.SHOWN,
+    sealed: Collection[str] = (),
 ) -> list[str]:
     """Return the failing tests with their first message each, and the verdict.
 
-    The verdict is left out while the planted bugs are still to be counted. Where no names are
-    shown it says solved or not, and no more.
+    Those that are `sealed` are only counted. The verdict is left out while the planted bugs are
+    still to be counted. Where no names are shown it says solved or not, and no more, but for the
+    symptoms of a system: an interviewer sees these too.
     """
     if not result.whole:
         printed = next((test.printed for test in result.tests if test.outcome is Outcome.ERROR), "")
-        where = f" (in {result.running})" if result.running and names is Names.SHOWN else ""
+        known = names is Names.SHOWN and result.running.partition("[")[0] not in sealed
+        where = f" (in {result.running})" if result.running and known else ""
         return [f"{name}: no verdict: {result.detail}{where}", *_printed_lines(printed)]
     failing: dict[str, list[TestResult]] = {}
     for test in result.tests:
-        if test.outcome in (Outcome.FAILED, Outcome.TIMEOUT):
+        shown = test.symptom if names is Names.LATER else names is Names.SHOWN
+        fails = test.outcome in (Outcome.FAILED, Outcome.TIMEOUT)
+        if fails and shown and test.function not in sealed:
             failing.setdefault(test.function, []).append(test)
     lines = []
-    if names is not Names.SHOWN and not judgement.solved:
-        later = "; which tests fail, once half the time is gone" if names is Names.LATER else ""
-        return [f"{name}: not yet{later}"]
     for place, (function, tests) in enumerate(list(failing.items())[:_SHOWN]):
         cases = sum(test.function == function for test in result.tests)
         count = f" ({len(tests)} of {cases} cases)" if cases > 1 else ""
@@ -45,8 +51,10 @@ def run_lines(
             lines += _picture_lines(tests[0])
     if len(failing) > _SHOWN:
         lines.append(f"  and {len(failing) - _SHOWN} more test functions fail")
-    failed = sum(map(len, failing.values()))
-    lines.append(f"  {failed} of {len(result.tests)} tests fail, {result.seconds:.2f} s")
+    if names is not Names.SHOWN and not judgement.solved:
+        later = "; which tests fail, once half the time is gone" if names is Names.LATER else ""
+        return [*lines, f"{name}: not yet{later}"]
+    lines.append(f"  {failing_line(result.tests)}, {result.seconds:.2f} s")
     if judgement.solved or judgement.count or not judgement.planting.bugs:
         lines.append(verdict_line(judgement, name))
     return lines

@@ -1,7 +1,25 @@
 """The line under a run: how many planted bugs are fixed, and what to do next."""
 
+from collections.abc import Sequence
+
 from dojo.errors import typed
 from dojo.learner.player import Judgement, unknown_line
+from dojo.testrun.results import Outcome, TestResult, failing_functions
+from dojo.wording.quantities import count
+
+
+def failing_line(tests: Sequence[TestResult]) -> str:
+    """Return how many tests fail; of a system, how many symptoms and how many checks."""
+    failing = failing_functions(tests)
+    symptoms = {test.function for test in tests if test.symptom}
+    if not symptoms:
+        failed = sum(test.outcome in (Outcome.FAILED, Outcome.TIMEOUT) for test in tests)
+        return f"{failed} of {len(tests)} tests fail"
+    checks = {test.function for test in tests} - symptoms
+    return (
+        f"{len(failing & symptoms)} of {count(len(symptoms), 'symptom')}, "
+        f"{len(failing & checks)} of {count(len(checks), 'check')} fail"
+    )
 
 
 def verdict_line(judgement: Judgement, name: str) -> str:

@@ -10,7 +10,7 @@ from dojo.history.history import History
 from dojo.kata import catalogue
 from dojo.learner.player import Player, unknown_line
 from dojo.project import Project
-from dojo.wording.runs import story_lines
+from dojo.wording.stories import aside_lines, story_lines
 
 
 @click.command(name="reveal")
@@ -34,6 +34,8 @@ def command(project: Project, name: str, apply: bool, yes: bool) -> None:
         planting = player.planting()
         for bug in planting.bugs:
             click.echo("\n" + "\n".join(story_lines(bug)))
+        for line in aside_lines(kata, planting.bugs):
+            click.echo(line)
         if unknown := unknown_line(kata.name, planting):
             click.echo(f"\n{unknown}")
         if apply:

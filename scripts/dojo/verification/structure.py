@@ -10,8 +10,10 @@ from pathlib import Path
 from dojo.errors import CatalogueError, typed
 from dojo.kata.kata import Kata
 from dojo.kata.planting import conflict
+from dojo.testrun.results import check_functions, test_functions
 
 LEAST_BUGS = 6
+LEAST_DECOYS, LEAST_QUESTIONS = 2, 2  # of a system; the questions for each bug
 
 # Of `dojo.testing`: what holds for almost every function, by a short name.
 PROPERTIES = {
@@ -40,6 +42,8 @@ def problems(kata: Kata) -> Iterator[str]:
     # Of tests that are no Python, running the reference says so; more would only hide that.
     if functions := _functions(kata):
         yield from _tests(kata, functions)
+        if kata.is_system:
+            yield from _system(kata)
         yield from _killed_by(kata, functions)
         yield from _fresh(kata, functions)
     if not botched_is_default(kata):
@@ -119,6 +123,19 @@ def _bugs(kata: Kata) -> Iterator[str]:
             kata.correct_source, [one, other]
         ):
             yield f"bugs {one.id} and {other.id} have the same killed_by: progress would not show"
+
+
+def _system(kata: Kata) -> Iterator[str]:
+    """Name what a whole system needs besides: symptoms, questions, an over-fix, decoys."""
+    if test_functions(kata.tests) == check_functions(kata.tests):
+        yield f"{kata.tests.name}: no test is marked as a symptom: @pytest.mark.symptom"
+    if not any(bug.over_fix_of for bug in kata.bugs):
+        yield "no bug is the over_fix_of another: name a tempting fix that is wrong"
+    if len(kata.decoys) < LEAST_DECOYS:
+        yield f"kata.toml has {len(kata.decoys)} of at least {LEAST_DECOYS} decoys"
+    for bug in kata.bugs:
+        if len(bug.ask) < LEAST_QUESTIONS:
+            yield f"bug {bug.id}: ask has {len(bug.ask)} of at least {LEAST_QUESTIONS} questions"
 
 
 def _killed_by(kata: Kata, functions: Functions) -> Iterator[str]:

@@ -6,7 +6,7 @@ from dojo.errors import typed
 from dojo.history.sessions import Ending, Session
 from dojo.practice.debrief import Debrief
 from dojo.wording.quantities import count, minutes
-from dojo.wording.runs import STORY_WIDTH, code_lines, story_lines
+from dojo.wording.stories import STORY_WIDTH, aside_lines, code_lines, story_lines
 
 _ENDINGS = {
     Ending.SOLVED: "solved",
@@ -46,7 +46,7 @@ def bug_lines(debrief: Debrief, width: int | None = STORY_WIDTH) -> list[str]:
         first, *rest = story_lines(bug, width, told=told)
         lines += ["", f"[{mark}] {first}", *rest]
         told.add(bug.why)
-    return lines[1:]
+    return [*lines[1:], *aside_lines(debrief.kata, debrief.planted, width)]
 
 
 def session_markdown(session: Session, debriefs: Sequence[Debrief]) -> str:

@@ -1,16 +1,11 @@
 """Puts a run of a kata's tests into a few lines for a person."""
 
-import difflib
-import textwrap
 from collections.abc import Collection
 
-from dojo.kata.bug import Bug
 from dojo.learner.player import Judgement
 from dojo.practice.session import Names
 from dojo.testrun.results import Outcome, RunResult, TestResult
 from dojo.wording.verdicts import failing_line, verdict_line
-
-STORY_WIDTH = 88
 
 _SAID = 3  # lines of a failure
 _PICTURE = 20  # lines of what stands behind an empty line: a map of errors
@@ -91,25 +86,3 @@ def _parts(test: TestResult) -> tuple[list[str], list[str]]:
 
 def _indented(lines: list[str]) -> list[str]:
     return [f"      {line}" for line in lines]
-
-
-def story_lines(
-    bug: Bug, width: int | None = STORY_WIDTH, *, told: Collection[str] = ()
-) -> list[str]:
-    """Return a bug's title, what it does, the wrong lines and the right ones, where it was seen.
-
-    The story is wrapped, unless there is no width to wrap it to, and left out if it was `told`.
-    """
-    why = "the same again, elsewhere" if bug.why in told else bug.why
-    lines = [bug.title]
-    lines += [f"  {line}" for line in (textwrap.wrap(why, width - 2) if width else [why])]
-    lines += [f"  {line}" for line in code_lines(bug)]
-    return lines + [f"  seen in: {link}" for link in bug.seen_in]
-
-
-def code_lines(bug: Bug) -> list[str]:
-    """Return what a bug makes of the lines that it touches, and what they should be."""
-    wrong = textwrap.dedent(bug.replace).strip("\n").splitlines()
-    right = textwrap.dedent(bug.find).strip("\n").splitlines()
-    heads = {"-": "wrong: ", "+": "right: "}
-    return [heads[line[0]] + line[2:] for line in difflib.ndiff(wrong, right) if line[0] in heads]

@@ -123,6 +123,24 @@ def test_a_kata_from_its_brief_to_the_end_of_the_session(begin, kata):
     assert practice._history.sessions.unfinished() is None
 
 
+def test_a_note_is_written_down_and_its_letters_are_no_keys(begin, kata):
+    app, practice = begin(300.0, interview=True)
+
+    async def script(pilot):
+        await wait_for(pilot, "01_scale: not yet")
+        await pilot.press("n")
+        await wait_for(pilot, "What do you suspect, and why?")
+        await pilot.press("escape")
+        await pilot.press("n", *"squid", "enter")  # s, q and d are keys elsewhere
+        await wait_for(pilot, "Noted; the report sets it beside what you did.")
+        assert "01_scale: not yet" in shown(app)
+
+    lead(app, script)
+    with History(practice._project.history) as history:
+        (attempt,) = history.attempts(kata.name)
+        assert [move.text for move in history.moves.of(attempt.id)] == ["squid"]
+
+
 def test_skip_and_reveal_ask_first_and_the_next_kata_follows(begin):
     app, practice = begin(300.0, 200.0)
 

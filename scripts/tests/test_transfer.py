@@ -11,11 +11,12 @@ from dojo.history.export import export_history, import_history
 from dojo.history.history import History, Run
 from dojo.history.merge import rows
 from dojo.history.migrations import MIGRATIONS
+from dojo.history.moves import MoveKind
 from dojo.history.sessions import Ending
 from dojo.history.statistics import gather
 
 TODAY = date(2026, 3, 10)
-TABLES = ("attempt", "run", "hint", "session", "exercise")
+TABLES = ("attempt", "run", "hint", "move", "session", "exercise")
 SOLVED = Run("abc", 3, 0, ("divides",), True, 0.1)
 FAILED = Run("def", 1, 2, (), False, 0.1)
 
@@ -46,6 +47,7 @@ def practise(history):
     """A kata solved with a hint outside sessions, and a session with one solved and one missed."""
     attempt = history.start("01_scale", ["divides"])
     history.add_hint(attempt, "divides", 0)
+    history.moves.add(attempt, MoveKind.NOTE, "divides?")
     history.add_run(attempt, FAILED)
     history.add_run(attempt, SOLVED)
     sessions = history.sessions
@@ -95,7 +97,7 @@ def test_every_table_is_exported_and_merged(history):
 def test_a_fresh_history_becomes_equal_and_a_second_import_changes_nothing(history, other):
     practise(other)
     new = carry(other, history)
-    assert new == {"attempt": 3, "run": 3, "hint": 1, "session": 1, "exercise": 2}
+    assert new == {"attempt": 3, "run": 3, "hint": 1, "move": 1, "session": 1, "exercise": 2}
     assert gather(history, [], TODAY, UTC) == gather(other, [], TODAY, UTC)
     once = everything(history)
     assert once == everything(other)
@@ -273,7 +275,7 @@ def test_the_commands_carry_a_history_and_overwrite_nothing_unasked(cli, project
     assert cli("import", file).output == "nothing new in it\n"
     project.history.unlink()
     assert cli("import", "-", input=piped).output == (
-        "imported 3 attempts, 3 runs, 1 hint, 1 session, 2 exercises\n"
+        "imported 3 attempts, 3 runs, 1 hint, 1 move, 1 session, 2 exercises\n"
     )
 
 

@@ -41,7 +41,7 @@ class Plain:
         """Take a session that begins or is taken up again."""
         self._practice = practice
         self._runner = runner
-        self._letters = _Letters()
+        self._lines = _Lines()
 
     def lead(self) -> bool:
         """Go through the katas that are left; say whether the session came to its end."""
@@ -74,7 +74,7 @@ class Plain:
         planted = round_.player.planting().bugs
         with (
             watching(round_.kata, self._runner, planted) as watcher,
-            self._letters.to(watcher.press),
+            self._lines.to(watcher.type),
         ):
             for event in hunt.events(watcher, PRACTICE, _TICK_SECONDS):
                 if isinstance(event, Ended):
@@ -92,49 +92,48 @@ class Plain:
     def _go_on(self) -> bool:
         """Wait for a line before the next kata; go on at once where none can come."""
         click.echo(f"\n{CLOCK_STANDS} {GO_ON}, q stops here.")
-        return self._letters.next() != "q"
+        return self._lines.next_letter() != "q"
 
 
-class _Letters:
-    """The first letters of the lines on standard input."""
+class _Lines:
+    """The lines on standard input."""
 
     def __init__(self) -> None:
-        self._press: Callable[[str], None] | None = None
+        self._take: Callable[[str], None] | None = None
         self._waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._ended = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
 
     @contextmanager
-    def to(self, press: Callable[[str], None]) -> Iterator[None]:
-        """Have letters go there while the block runs, and what was typed before it too."""
+    def to(self, take: Callable[[str], None]) -> Iterator[None]:
+        """Have lines go there while the block runs, and what was typed before it too."""
         with self._lock:
-            self._press = press
+            self._take = take
             while not self._waiting.empty():
-                press(self._waiting.get())
+                take(self._waiting.get())
         try:
             yield
         finally:
             with self._lock:
-                self._press = None
+                self._take = None
 
-    def next(self) -> str:
-        """Wait for a letter; empty for an empty line, and where no line comes any more."""
+    def next_letter(self) -> str:
+        """Wait for a line and return its first letter; empty also where no line comes any more."""
         while True:
             try:
-                return self._waiting.get(timeout=_TICK_SECONDS)
+                return self._waiting.get(timeout=_TICK_SECONDS).strip()[:1].lower()
             except queue.Empty:
                 if self._ended.is_set():
                     return ""
 
     def _read(self) -> None:
         for line in sys.stdin:
-            letter = line.strip()[:1].lower()
             with self._lock:
-                if self._press:
-                    self._press(letter)
+                if self._take:
+                    self._take(line)
                 else:
-                    self._waiting.put(letter)
+                    self._waiting.put(line)
         self._ended.set()
 
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from dojo.history.database import Database, moment, now
+from dojo.history.moves import Moves
 from dojo.history.sessions import Sessions
 
 
@@ -36,12 +37,16 @@ class Run:
 
 
 class History:
-    """The learner's attempts, and in `sessions` the practice sessions; one connection a command."""
+    """The learner's attempts, with their `moves`, and the practice `sessions`.
+
+    A command has one connection.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open the database, or raise `DojoError` if it cannot be used."""
         self.database = Database(path)
         self.sessions = Sessions(self.database)
+        self.moves = Moves(self.database)
 
     def __enter__(self) -> "History":
         """Return the history itself."""
@@ -116,16 +121,23 @@ class History:
 
     def last_run(self, attempt_id: int) -> Run | None:
         """Return the newest run of an attempt, if there is one."""
-        row = self.database.execute(
-            "SELECT revision, passed, failed, gone, solved, seconds, seed FROM run "
-            "WHERE attempt = ? ORDER BY id DESC LIMIT 1",
+        runs = self.timed_runs(attempt_id)
+        return runs[-1][1] if runs else None
+
+    def timed_runs(self, attempt_id: int) -> list[tuple[datetime, Run]]:
+        """Return the runs of an attempt, oldest first, each with its moment."""
+        rows = self.database.execute(
+            "SELECT at, revision, passed, failed, gone, solved, seconds, seed FROM run "
+            "WHERE attempt = ? ORDER BY id",
             (attempt_id,),
-        ).fetchone()
-        if row is None:
-            return None
-        gone = json.loads(row[3])
-        counted = None if gone is None else tuple(gone)
-        return Run(row[0], row[1], row[2], counted, bool(row[4]), row[5], row[6])
+        )
+        return [
+            (
+                datetime.fromisoformat(at),
+                Run(revision, passed, failed, _names(gone), bool(solved), seconds, seed),
+            )
+            for at, revision, passed, failed, gone, solved, seconds, seed in rows
+        ]
 
     def last_count(self, attempt_id: int, until: str | None = None) -> tuple[str, ...]:
         """Return the bugs that were gone when an attempt's were last counted, up to a moment."""
@@ -177,3 +189,8 @@ class History:
             )
             for row in rows
         ]
+
+
+def _names(text: str) -> tuple[str, ...] | None:
+    names = json.loads(text)
+    return None if names is None else tuple(names)

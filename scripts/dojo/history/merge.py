@@ -15,6 +15,7 @@ _KEYS = {
     "attempt": ("kata", "started_at"),
     "run": ("attempt", "at"),
     "hint": ("attempt", "bug", "level"),
+    "move": ("attempt", "at"),
     "session": ("started_at",),
 }
 _REFERENCES = {"attempt": "attempt", "session": "session"}

@@ -78,4 +78,17 @@ MIGRATIONS = (
         "ALTER TABLE session ADD COLUMN quiet INTEGER NOT NULL DEFAULT 0;",
     ),
     Migration("the seed of a run", "ALTER TABLE run ADD COLUMN seed INTEGER;"),
+    Migration(
+        "moves: notes, probes, logs",
+        """
+        CREATE TABLE move (
+            id INTEGER PRIMARY KEY,
+            attempt INTEGER NOT NULL REFERENCES attempt (id),
+            at TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            text TEXT NOT NULL
+        );
+        CREATE INDEX move_attempt ON move (attempt);
+        """,
+    ),
 )

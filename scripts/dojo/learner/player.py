@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dojo.errors import DojoError, typed
 from dojo.history.history import Attempt, History, Run
+from dojo.history.moves import MoveKind
 from dojo.kata.bug import Bug
 from dojo.kata.kata import Kata
 from dojo.learner.counting import Count, by_runs, count_gone, without_runs
@@ -180,6 +181,10 @@ class Player:
             for bug_id, level in self.history.hints(attempt.id)
             if bug_id in by_id and level < len(hints_of(self.kata, by_id[bug_id]))
         ]
+
+    def note(self, text: str) -> None:
+        """Write down what the learner suspects."""
+        self.history.moves.add(self.attempt().id, MoveKind.NOTE, text)
 
     def diff_to_correct(self) -> str:
         """Return the diff from the learner's file to the reference; empty if they are equal."""

@@ -51,11 +51,18 @@ class Key:
 
 
 @dataclass(frozen=True)
+class Typed:
+    """A line was typed, in an interface that takes lines in place of keys."""
+
+    line: str
+
+
+@dataclass(frozen=True)
 class Tick:
     """Nothing happened for a while."""
 
 
-Happening = Ran | Counted | Started | Failed | Key | Tick
+Happening = Ran | Counted | Started | Failed | Key | Typed | Tick
 
 
 class _Saved:
@@ -93,6 +100,10 @@ class Watching:
     def press(self, character: str) -> None:
         """Take a key, from any thread."""
         self._happened.put(Key(character))
+
+    def type(self, line: str) -> None:
+        """Take a line, from any thread."""
+        self._happened.put(Typed(line))
 
     def events(self, tick_seconds: float) -> Iterator[Happening]:
         """Yield what happens, from a first run on; a tick where nothing does."""

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+from dojo.history.moves import MoveKind
 from dojo.history.sessions import Ending, Exercise
 from dojo.kata.bug import Bug
 from dojo.kata.kata import Kata
 from dojo.learner.player import Player, planting_of
+from dojo.practice.retrospect import Retrospect, look_back
 
-HINT_COSTS = 10  # points of a hundred
+HINT_COSTS, PROBE_COSTS = 10, 5  # points of a hundred
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class Debrief:
     budget: float
     runs: int
     hints: int
+    retrospect: Retrospect
 
     @property
     def score(self) -> int:
         """Return the points of a hundred: for bugs found, less what hints cost."""
         found = round(100 * len(self.gone) / max(1, len(self.planted)))
-        return max(0, found - HINT_COSTS * self.hints)
+        probes = sum(move.kind is MoveKind.PROBE for _, move in self.retrospect.moves())
+        return max(0, found - HINT_COSTS * self.hints - PROBE_COSTS * probes)
 
 
 def debrief(player: Player, exercise: Exercise) -> Debrief | None:
@@ -51,4 +55,5 @@ def debrief(player: Player, exercise: Exercise) -> Debrief | None:
         exercise.budget,
         history.runs(attempt.id),
         len(history.hints(attempt.id)),
+        look_back(history, attempt),
     )

@@ -12,7 +12,17 @@ from enum import Enum, auto
 from dojo.errors import DojoError
 from dojo.history.sessions import Ending
 from dojo.learner.player import Judgement, Player, unknown_line
-from dojo.learner.watcher import Counted, Failed, Happening, Key, Ran, Started, Tick, Watching
+from dojo.learner.watcher import (
+    Counted,
+    Failed,
+    Happening,
+    Key,
+    Ran,
+    Started,
+    Tick,
+    Typed,
+    Watching,
+)
 from dojo.learner.workspace import Backup
 from dojo.practice.session import Names, Round
 from dojo.testrun.results import RunResult, TestResult, Verdict
@@ -25,6 +35,7 @@ class Action(Enum):
     """What a learner asks for."""
 
     HINT = auto()
+    NOTE = auto()
     DIFF = auto()
     PAUSE = auto()
     SKIP = auto()
@@ -42,7 +53,14 @@ class HintOn:
     number: int
 
 
-Asked = Action | HintOn
+@dataclass(frozen=True)
+class Note:
+    """What a learner suspects, and why, in their own words."""
+
+    text: str
+
+
+Asked = Action | HintOn | Note
 
 # What ends a kata is asked twice.
 CONFIRMED = {Action.SKIP, Action.REVEAL}
@@ -89,6 +107,11 @@ class Hinted:
     """The learner is told something about a bug."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A note is written down."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +179,7 @@ Event = (
     | RunJudged
     | BugsCounted
     | Hinted
+    | Noted
     | Questioned
     | Compared
     | Paused
@@ -186,6 +210,8 @@ class Hunt(ABC):
             watcher.planted = self._player.planting().bugs  # for a text of another attempt
             if isinstance(happened, Key):
                 yield from self._pressed(happened.character, keys)
+            elif isinstance(happened, Typed):
+                yield from self._typed(happened.line, keys)
             else:
                 yield from self.handle(happened)
             if self.over:
@@ -201,6 +227,16 @@ class Hunt(ABC):
             yield Questioned(asked)
         elif asked:
             yield from self.handle(asked)
+
+    def _typed(self, line: str, keys: Mapping[str, Action]) -> Iterator[Event]:
+        """Take a line for what its first letter asks for; what follows an n is a note."""
+        words = line.strip()
+        letter = words[:1].lower()
+        if keys.get(letter) is Action.NOTE:
+            _, _, text = words.partition(" ")
+            yield from self.handle(Note(text.strip()))
+        elif letter:
+            yield from self._pressed(letter, keys)
 
     def handle(self, happened: Happening | Asked) -> list[Event]:
         """Take what happened, or what the learner asks for, and return what comes of it.
@@ -237,6 +273,11 @@ class Hunt(ABC):
                 yield from self._give_hint(None)
             case HintOn(number):
                 yield from self._give_hint(number)
+            case Action.NOTE | Note(""):
+                raise DojoError("write what you suspect behind it: n the mask looks too late")
+            case Note(text):
+                self._player.note(text)
+                yield Noted()
             case Action.DIFF:
                 yield Compared(self._player.diff_from_planted())
             case Action.QUIT:

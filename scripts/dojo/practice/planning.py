@@ -16,6 +16,8 @@ from dojo.testrun.device import has_gpu
 
 DEFAULT_MINUTES = 45.0
 
+INTERVIEW_PLANTS = (4, 5)  # bugs in a system, as interviewers do
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -73,7 +75,8 @@ def choose_bugs(
     pool = [bug for bug in pool if wishes.gpu or not bug.gpu]
     count = len(kata.default)
     if wishes.interview:
-        count = max(count, Level.HARD.planted[0])
+        most = max(count, Level.HARD.planted[0])
+        count = rng.choice(INTERVIEW_PLANTS) if kata.is_system else most
     met = [frozenset(attempt.planted) for attempt in attempts]
     drawn = [_draw(kata, pool, count, rng) for _ in range(30)]
     new = [bugs for bugs in drawn if frozenset(bugs) not in met]
@@ -93,6 +96,9 @@ def _draw(kata: Kata, pool: Sequence[Bug], count: int, rng: random.Random) -> tu
 
 
 def _candidates(katas: Sequence[Kata], wishes: Wishes) -> list[Kata]:
+    systems = [kata for kata in katas if kata.is_system and not kata.draft]
+    if systems and _is_bare_interview(wishes):
+        return systems
     found = [
         kata
         for kata in katas
@@ -109,8 +115,16 @@ def _candidates(katas: Sequence[Kata], wishes: Wishes) -> list[Kata]:
     return found
 
 
+def _is_bare_interview(wishes: Wishes) -> bool:
+    """Say whether an interview is asked for and nothing of what its katas should be."""
+    chosen = (wishes.topic, wishes.level, wishes.katas, wishes.gpu or None, wishes.fresh or None)
+    return wishes.interview and chosen == (None,) * len(chosen)
+
+
 def _choose(katas: list[Kata], history: History, wishes: Wishes, rng: random.Random) -> list[Kata]:
     """Return as many katas as were asked for, or as fit the time: at least one."""
+    if _is_bare_interview(wishes) and all(kata.is_system for kata in katas):
+        return [_interview_system(katas, history, wishes, rng)]
     ordered = _by_need(katas, history, wishes, rng)
     if wishes.katas is not None:
         return ordered[: wishes.katas]
@@ -121,6 +135,17 @@ def _choose(katas: list[Kata], history: History, wishes: Wishes, rng: random.Ran
             chosen.append(kata)
             left -= kata.minutes
     return chosen
+
+
+def _interview_system(
+    katas: list[Kata], history: History, wishes: Wishes, rng: random.Random
+) -> Kata:
+    """Return the first system that was never tried, by number; else the one longest not tried."""
+    if wishes.seed is not None:
+        return rng.choice(katas)
+    tried = {kata.name: history.attempts(kata.name) for kata in katas}
+    new = [kata for kata in katas if not tried[kata.name]]
+    return new[0] if new else min(katas, key=lambda kata: tried[kata.name][-1].started_at)
 
 
 def _by_need(katas: list[Kata], history: History, wishes: Wishes, rng: random.Random) -> list[Kata]:

@@ -29,6 +29,7 @@ from dojo.practice.loop import (
     Event,
     Hinted,
     HintOn,
+    Note,
     RunFails,
     RunJudged,
     RunStarted,
@@ -39,6 +40,7 @@ from dojo.runner.runner import Runner
 from dojo.tui.confirm import Confirm
 from dojo.tui.diff import diff_text
 from dojo.tui.lines import indented
+from dojo.tui.note import NoteScreen
 from dojo.wording.debriefs import CHANGED
 from dojo.wording.events import event_line
 from dojo.wording.keys import PRACTICE, QUESTIONS, WORDS
@@ -133,12 +135,18 @@ class HuntScreen(Screen[Ending | None]):
     def action_ask(self, name: str) -> None:
         """Take what a key asks for to the hunt, once that is confirmed where it ends the kata."""
         action = Action[name]
-        if action in QUESTIONS:
+        if action is Action.NOTE:
+            self.app.push_screen(NoteScreen(), self._write_down)
+        elif action in QUESTIONS:
             self._confirm(QUESTIONS[action], action)
         elif action is Action.DIFF and self._shows_diff:
             self._show_tests()  # the same key takes the diff away
         else:
             self._take(action)
+
+    def _write_down(self, text: str | None) -> None:
+        if text and text.strip():
+            self._take(Note(text.strip()))
 
     def action_ask_hint(self, number: int) -> None:
         """Take to the hunt that a hint on one bug is asked for."""

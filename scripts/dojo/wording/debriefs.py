@@ -6,6 +6,7 @@ from dojo.errors import typed
 from dojo.history.sessions import Ending, Session
 from dojo.practice.debrief import Debrief
 from dojo.wording.quantities import count, minutes
+from dojo.wording.retrospects import interview_lines
 from dojo.wording.stories import STORY_WIDTH, aside_lines, code_lines, story_lines
 
 _ENDINGS = {
@@ -73,6 +74,8 @@ def session_markdown(session: Session, debriefs: Sequence[Debrief]) -> str:
             mark = "fixed" if bug.id in item.gone else "missed"
             lines += [f"- {mark}: {bug.title}. {bug.why}", ""]
             lines += [f"      {line}" for line in code_lines(bug)] + [""]
+        if session.interview:
+            lines += interview_lines(item)
         if item.diff:
             lines += ["", "```diff", item.diff.rstrip("\n"), "```"]
     return "\n".join(lines) + "\n"

@@ -4,6 +4,7 @@ from dojo.practice.loop import (
     Compared,
     Event,
     Hinted,
+    Noted,
     Paused,
     Questioned,
     Refused,
@@ -23,6 +24,8 @@ def event_line(event: Event) -> str:
     match event:
         case Hinted(text) | Refused(text):
             return text
+        case Noted():
+            return "Noted; the report sets it beside what you did."
         case Questioned(action):
             return f"{QUESTIONS[action]} y for yes"
         case Compared(""):

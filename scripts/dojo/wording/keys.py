@@ -6,6 +6,7 @@ from dojo.practice.loop import Action
 
 PRACTICE = {
     "h": Action.HINT,
+    "n": Action.NOTE,
     "d": Action.DIFF,
     "p": Action.PAUSE,
     "s": Action.SKIP,
@@ -22,6 +23,7 @@ WATCH = {
 }
 WORDS = {
     Action.HINT: "hint",
+    Action.NOTE: "note",
     Action.DIFF: "diff",
     Action.PAUSE: "pause",
     Action.SKIP: "skip",
@@ -40,7 +42,11 @@ QUESTIONS = {
 
 def keys_line(keys: Mapping[str, Action], *, hints: bool = True) -> str:
     """Return the keys with their words; without `hints`, the key for one is left out."""
-    words = {**WORDS, Action.HINT: f"{WORDS[Action.HINT]}  1-9 hint on that bug"}
+    words = {
+        **WORDS,
+        Action.HINT: f"{WORDS[Action.HINT]}  1-9 hint on that bug",
+        Action.NOTE: "... note of what you suspect",
+    }
     return "  ".join(
         f"{key} {words[action]}"
         for key, action in keys.items()

@@ -2,6 +2,7 @@
 
 from dojo.errors import typed
 from dojo.practice.debrief import HINT_COSTS
+from dojo.practice.planning import INTERVIEW_PLANTS
 from dojo.practice.session import Round, last_time
 from dojo.wording.quantities import count, minutes
 
@@ -12,6 +13,8 @@ def welcome_lines(round_: Round) -> list[str]:
     lines = [f"Edit and save {kata.botched}"]
     if not round_.interview:
         lines.append(f"A hint costs {HINT_COSTS} points of 100.")
+    if round_.interview:
+        lines.append("n writes down what you suspect, and why: the report sets it beside what was.")
     before = last_time(round_.player.history, kata.name)
     if before:
         seconds, hints = before
@@ -22,6 +25,9 @@ def welcome_lines(round_: Round) -> list[str]:
 
 
 def planted_line(round_: Round) -> str:
-    """Return how many bugs there are to find."""
+    """Return how many bugs there are to find, as far as it is told."""
+    if round_.interview and round_.kata.is_system:
+        least, most = INTERVIEW_PLANTS
+        return f"{least} or {most} bugs are planted"
     count = len(round_.player.attempt().planted)
     return "1 bug is planted" if count == 1 else f"{count} bugs are planted"

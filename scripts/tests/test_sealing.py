@@ -3,7 +3,8 @@
 import pytest
 from click.testing import CliRunner
 
-from dojo.cli import main
+from dojo.cli import debug_command, main
+from dojo.errors import DojoError
 from dojo.learner.player import Player
 from dojo.learner.watcher import Failed, Ran
 from dojo.practice import session
@@ -161,3 +162,16 @@ def test_an_interview_shows_symptoms_and_opens_the_checks_once_half_the_time_is_
 
 def test_checks_are_the_tests_that_are_no_symptoms(system):
     assert check_functions(system.tests) == set(CHECKS)
+
+
+def test_show_and_debug_open_no_sealed_check(project, system):
+    system.botched.write_text(system.correct_source.replace(" * (1 - step / steps)", ""))
+    result = CliRunner().invoke(main, ["show", "descent"], obj=project)
+    assert "only sealed checks fail; scripts/hint.sh 02_descent opens one" in result.output
+    result = CliRunner().invoke(main, ["show", "descent", "test_gradient_by_han"], obj=project)
+    assert not tells(result.output.replace("test_gradient_by_han'", ""))
+    seed, sealed = 0, frozenset(CHECKS)
+    with pytest.raises(DojoError, match="only sealed checks fail"):
+        debug_command._first_failing(project, system, seed, sealed)
+    system.botched.write_text(system.planted_source(system.default))
+    assert debug_command._first_failing(project, system, seed, sealed) == "test_the_loss_falls"

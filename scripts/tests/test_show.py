@@ -153,7 +153,7 @@ def test_a_page_shows_every_failed_comparison(project, table, show, tmp_path):
     ("arguments", "reason"),
     [
         (["tabel"], "did you mean 02_table?"),
-        (["table", "test_tabel"], "02_table has no test called 'test_tabel'; did you mean"),
+        (["table", "test_tabel"], "02_table has no test 'test_tabel'; did you mean"),
     ],
 )
 def test_an_unknown_name_gets_one_line(table, show, arguments, reason):

@@ -3,6 +3,7 @@
 import os
 import secrets
 import sys
+from collections.abc import Collection
 
 import click
 
@@ -34,17 +35,20 @@ def command(project: Project, name: str, test: str | None) -> None:
     kata = catalogue.find(project, name)
     if not sys.stdin.isatty():
         raise DojoError(f"pdb needs a terminal: type {typed('debug', kata.name)} in one")
-    seed = _last_seed(project, kata)
+    with History(project.history) as history:
+        player = Player(project, kata, history)
+        seed, sealed = _last_seed(player), player.sealed()
     environment = dict(os.environ)
     if test is None:
-        test = _first_failing(project, kata, seed)
+        test = _first_failing(project, kata, seed, sealed)
         if test is None:
             click.echo(
                 f"{kata.name}: no test fails with seed {seed}; to stop at a breakpoint() of yours, "
                 f"name a test: {typed('debug', kata.name, 'TEST')}"
             )
             return
-    elif (function := test.partition("[")[0]) not in (known := test_functions(kata.tests)):
+    elif (function := test.partition("[")[0]) not in test_functions(kata.tests):
+        known = test_functions(kata.tests) - sealed
         raise DojoError(f"{kata.name} has no test {function!r}{nearest(function, known)}")
     click.echo(f"{kata.name}: {test}, seed {seed}; c goes on, q leaves")
     sys.stdout.flush()
@@ -52,26 +56,33 @@ def command(project: Project, name: str, test: str | None) -> None:
     os.execve(sys.executable, _pytest(project, kata, test, seed), environment)
 
 
-def _last_seed(project: Project, kata: Kata) -> int:
+def _last_seed(player: Player) -> int:
     """Return the seed of the last run, or a new one."""
-    with History(project.history) as history:
-        last = history.last_run(Player(project, kata, history).attempt().id)
+    last = player.history.last_run(player.attempt().id)
     return secrets.randbelow(2**31) if last is None or last.seed is None else last.seed
 
 
-def _first_failing(project: Project, kata: Kata, seed: int) -> str | None:
-    """Return the first test that fails, or in which the run ended; None if all pass."""
+def _first_failing(project: Project, kata: Kata, seed: int, sealed: Collection[str]) -> str | None:
+    """Return the first test that fails, or in which the run ended; None if all pass.
+
+    Checks that are sealed stay so.
+    """
     # Here a breakpoint would fail whichever test comes to it first.
     os.environ["PYTHONBREAKPOINT"] = "0"
     with Runner(project) as runner:
-        result = runner.run(kata, seed=seed, first_failure=True)
+        result = runner.run(kata, seed=seed, first_failure=not sealed)
     if result.verdict is Verdict.PASSED:
         return None
     bad = (Outcome.FAILED, Outcome.TIMEOUT, Outcome.ERROR)
     failing = [test.name for test in result.tests if test.outcome in bad]
     if not failing and not result.running:
         raise DojoError(f"{kata.name}: the tests cannot run: {result.detail}")
-    return failing[0] if failing else result.running
+    named = [test for test in [*failing, result.running] if test.partition("[")[0] not in sealed]
+    if not any(named):
+        raise DojoError(
+            f"{kata.name}: only sealed checks fail; {typed('hint', kata.name)} opens one"
+        )
+    return named[0]
 
 
 def _pytest(project: Project, kata: Kata, test: str, seed: int) -> list[str]:

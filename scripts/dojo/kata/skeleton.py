@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from dojo.errors import DojoError
-from dojo.kata import catalogue, kata_toml
+from dojo.kata import catalogue, kata_toml, system_skeleton
 from dojo.project import Project
 
 _README = """\
@@ -70,7 +70,16 @@ def test_scale_multiplies(impl):
 """
 
 
-def create(project: Project, name: str) -> Path:
+_TEXTS = _README, _REFERENCE, _TOML, _TESTS
+_TEXTS_OF_A_SYSTEM = (
+    system_skeleton.README,
+    system_skeleton.REFERENCE,
+    system_skeleton.TOML,
+    system_skeleton.TESTS,
+)
+
+
+def create(project: Project, name: str, *, system: bool = False) -> Path:
     """Make the folder of a kata called `NN_topic`, or `topic` to get the next free number."""
     folders = catalogue.kata_folders(project)
     if re.fullmatch(r"[a-z][a-z0-9_]*", name):
@@ -86,11 +95,12 @@ def create(project: Project, name: str) -> Path:
     number, _, topic = name.partition("_")
     values = {"name": name, "number": number, "title": topic.replace("_", " ").capitalize()}
     folder.mkdir(parents=True)
+    readme, reference, toml, tests = _TEXTS_OF_A_SYSTEM if system else _TEXTS
     files = {
-        "README.md": _README.format(**values),
-        "reference.py": _REFERENCE,
-        "kata.toml": _TOML.format(**values),
-        f"test_{topic}.py": _TESTS,
+        "README.md": readme.format(**values),
+        "reference.py": reference,
+        "kata.toml": toml.format(**values),
+        f"test_{topic}.py": tests,
     }
     for file, text in files.items():
         (folder / file).write_text(text, encoding="utf-8")

@@ -171,8 +171,13 @@ def test_a_kata_that_can_be_trusted(verify, triple):
     assert "02_triple: " not in result.output
     row = next(line for line in result.output.splitlines() if line.startswith("02_triple "))
     assert row.split()[-1] == "ok"
+    number = len(triple.bugs)
+    assert row.split()[1:8] == ["0", str(number), "of", str(number), "-", "10", "of"]
+
+
+def test_the_whole_check_plants_every_pair(verify, triple):
     number = len(pairs(triple, triple.bugs))
-    assert f"{number} of {number}" in row
+    assert f" {number} of {number} " in verify("triple", "--whole").output
 
 
 def test_every_pair_that_goes_together_is_planted(triple):
@@ -220,7 +225,7 @@ def test_the_reference_comes_first_and_its_failing_test_is_named(verify, triple)
         "the third side of 3 and 4"
     )
     assert "README.md, line 3" in second
-    assert "0 of 0" in result.output
+    assert "of 6" not in result.output  # no bug was tried
 
 
 def test_tests_that_take_too_long_are_refused_with_the_slowest(verify, triple, monkeypatch):

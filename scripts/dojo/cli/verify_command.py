@@ -28,8 +28,8 @@ from dojo.wording.quantities import count
 @click.option(
     "--whole",
     is_flag=True,
-    help="Let no test end a run, and believe no earlier proof: see every test of every killed_by "
-    "fail, whatever else is planted.",
+    help="Plant every pair too, let no test end a run, and believe no earlier proof: see every "
+    "test of every killed_by fail, whatever else is planted.",
 )
 @click.option("--mutants", is_flag=True, help="Try mutants of the reference in place of the bugs.")
 @click.option("--all", "both", is_flag=True, help="Try the bugs, then the mutants.")
@@ -61,10 +61,11 @@ def command(
 ) -> None:
     """Check katas (all unless named): correct solutions pass, every bug is caught.
 
-    Correct are the reference and the files in solutions/. Bugs are planted alone, in every pair,
-    and in some larger sets; the first test of a bug's killed_by to fail has caught it. What is
-    proved is noted in .dojo/proofs, and not run again until the kata, what runs its tests, or a
-    version changes. A draft, whose kata.toml has a TODO left, does not count unless it is named.
+    Correct are the reference and the files in solutions/. Bugs are planted alone and in some larger
+    sets, with --whole in every pair too; the first test of a bug's killed_by to fail has caught it.
+    What is proved is noted in .dojo/proofs, and not run again until the kata, what runs its tests,
+    or a version changes. A draft, whose kata.toml has a TODO left, does not count unless it is
+    named.
 
     Mutants take long. What is judged is kept in .dojo/mutants until the kata or its tests change:
     Ctrl-C stops, and the same command goes on from there.
@@ -181,7 +182,7 @@ def render_table(found: Sequence[Findings]) -> str:
 
 
 def _share(tally: Tally) -> str:
-    return f"{tally.caught} of {tally.planted}"
+    return f"{tally.caught} of {tally.planted}" if tally.planted else "-"
 
 
 def _mutants() -> ModuleType:

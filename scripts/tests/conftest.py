@@ -217,6 +217,12 @@ class Lent(Warm):
         self._asking = False
         return answer
 
+    def follow(self, request, hear):
+        self._asking = True
+        answer = self._warm.follow(request, hear)
+        self._asking = False
+        return answer
+
     def cancel(self):
         self._warm.cancel()
 

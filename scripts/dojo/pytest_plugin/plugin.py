@@ -6,7 +6,6 @@ Imports pytest, torch, numpy and the standard library alone (kernel katas also t
 
 import contextlib
 import functools
-import random
 import re
 import secrets
 import sys
@@ -44,6 +43,7 @@ from dojo.testrun.loading import (
 )
 from dojo.testrun.printed import folded
 from dojo.testrun.results import Outcome, TestResult
+from dojo.testrun.seeding import seed_generators
 
 pytest.register_assert_rewrite("dojo.testing", "dojo.kernels")
 
@@ -209,16 +209,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if stop is not None:
         pytest.skip(stop)
     name = sealing.real_name(item)
-    seed = zlib.crc32(f"{item.config.option.kata_seed}:{name}".encode())
-    random.seed(seed)
-    # Whatever is not imported makes no random data.
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed(seed)
-    if torch := sys.modules.get("torch"):
-        # torch.manual_seed formats a stack trace for each kind of device, at every call.
-        torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed_all(seed)
+    seed_generators(zlib.crc32(f"{item.config.option.kata_seed}:{name}".encode()))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -14,7 +14,17 @@ from _pytest.runner import runtestprotocol
 
 from dojo.runner import worker
 from dojo.runner.fork import Fork
-from dojo.runner.protocol import CANCEL, Answer, Request, Stopped, read_line, send
+from dojo.runner.log_fork import serve_log
+from dojo.runner.protocol import (
+    CANCEL,
+    Answer,
+    LogRequest,
+    Request,
+    Stopped,
+    asked,
+    read_line,
+    send,
+)
 from dojo.testrun.device import has_gpu
 
 _CHUNK = 65_536
@@ -102,11 +112,17 @@ class Collector:
         os.write(self._relay, _COLLECTED)
 
     def _next(self) -> Request | None:
-        """Return the next request, or None after passing on one that these tests are not for."""
+        """Return the next request, or None after passing on one that these tests are not for.
+
+        A system's log is no matter of the tests, which stay collected meanwhile.
+        """
         while line := read_line(self._requests):
             if line == CANCEL:  # it came too late
                 continue
-            request = Request.decoded(line)
+            request = asked(line)
+            if isinstance(request, LogRequest):
+                serve_log(request, self._requests, self._answers)
+                continue
             if _kind(request) == self._kind:
                 return request
             os.write(self._relay, line)

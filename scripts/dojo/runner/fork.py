@@ -5,7 +5,7 @@ import os
 import select
 import signal
 
-from dojo.runner.protocol import END, Failure, Request, failure
+from dojo.runner.protocol import END, Failure, LogRequest, Request, failure
 
 _CHUNK = 65_536
 
@@ -23,7 +23,7 @@ class Fork:
         self._closed = False
         self._status: int | None = None
 
-    def ask(self, request: Request) -> None:
+    def ask(self, request: Request | LogRequest) -> None:
         """Have the process run a request; one that has died meanwhile will just be silent."""
         with contextlib.suppress(BrokenPipeError):
             os.write(self._requests, request.encoded())
@@ -39,6 +39,11 @@ class Fork:
         if self._status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self._status = os.waitstatus_to_exitcode(status) if pid else None
+
+    @property
+    def size(self) -> int:
+        """Return how many bytes the process has sent."""
+        return len(self._received)
 
     @property
     def ended(self) -> bool:
@@ -57,6 +62,12 @@ class Fork:
         self._looked_at = end
         return next(filter(None, map(failure, lines)), None)
 
+    def news(self) -> bytes:
+        """Return what was read since this was last called."""
+        news = bytes(self._received[self._looked_at :])
+        self._looked_at = len(self._received)
+        return news
+
     def kill(self) -> None:
         """Kill the process, and what it has started."""
         for kill in (os.killpg, os.kill):  # the group is there once the child has called setsid
@@ -71,11 +82,15 @@ class Fork:
             self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self._status
 
-    def lines(self) -> tuple[str, ...]:
-        """Return all that the process has said, and close the pipes."""
+    def finish(self) -> None:
+        """Take in what is left of what the process has sent, and close the pipes."""
         while not self._closed and select.select([self.results], [], [], 0)[0]:
             self.read()
         self.close()
+
+    def lines(self) -> tuple[str, ...]:
+        """Return all that the process has said, and close the pipes."""
+        self.finish()
         return tuple(self._received.decode("utf-8", errors="replace").splitlines())
 
     def close(self) -> None:

@@ -6,7 +6,8 @@ It reads one JSON object a line from standard input and answers each on standard
 Three processes stand in a row. The first imports. It forks a second, which lets pytest collect the
 tests of one kata, and serves every request for these; another kata, or an edited test file, gets
 another second process. The third, of which there may be several, is forked for one request and
-runs the collected tests.
+runs the collected tests. A system that runs for its log needs no tests: the first process forks
+for it as well as the second.
 """
 
 import contextlib
@@ -22,7 +23,17 @@ import pytest
 from dojo.files import revision
 from dojo.runner import worker
 from dojo.runner.collector import Collector
-from dojo.runner.protocol import CANCEL, READY, Answer, Request, Stopped, read_line, send
+from dojo.runner.log_fork import serve_log
+from dojo.runner.protocol import (
+    CANCEL,
+    READY,
+    Answer,
+    LogRequest,
+    Stopped,
+    asked,
+    read_line,
+    send,
+)
 from dojo.testrun.loading import load_module
 
 _PRELOAD = ("numpy.random", "torch.overrides", "dojo.pytest_plugin.reporter")
@@ -70,11 +81,15 @@ def _do_once() -> None:
 
 def _delegate(line: bytes, requests: int, answers: TextIO) -> bytes:
     """Have a fork serve the request and all that are like it; return the first that is not."""
+    request = asked(line)
+    if isinstance(request, LogRequest):
+        serve_log(request, requests, answers)
+        return read_line(requests)
     receive, relay = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(receive)
-        Collector(Request.decoded(line), requests, answers, relay).serve()
+        Collector(request, requests, answers, relay).serve()
     os.close(relay)
     collected = read_line(receive)
     unlike = read_line(receive) if collected else b""

@@ -2,7 +2,8 @@
 
 A runner sends a `Request`, or `CANCEL` for the one under way, and gets an `Answer`; before it a
 `Failure`, if it asked for that. The process that runs the tests says what comes of them in lines
-of its own, which the answer holds.
+of its own, which the answer holds. For a `LogRequest` all that the process writes comes before
+the answer, as it is written, in messages of the kind `Said`.
 """
 
 import json
@@ -52,11 +53,36 @@ class Request:
         return cls(**{**facts, **lists})
 
 
+@dataclass(frozen=True)
+class LogRequest:
+    """A system to run for its log: the file, what `run` is called with, what it may take."""
+
+    root: str
+    kata: str
+    path: str
+    seed: int
+    steps: int | None
+    step_seconds: float
+    run_seconds: float
+    memory_bytes: int
+
+    def encoded(self) -> bytes:
+        """Return the request as a line."""
+        return json.dumps({"log": asdict(self)}).encode() + b"\n"
+
+
+def asked(line: bytes) -> Request | LogRequest:
+    """Return the request that a line holds, of either kind."""
+    facts = json.loads(line)
+    return LogRequest(**facts["log"]) if "log" in facts else Request.decoded(line)
+
+
 class Stopped(StrEnum):
     """Why a run was ended from outside."""
 
     CANCELLED = "cancelled"
     TIMEOUT = "timeout"
+    FLOOD = "flood"
 
 
 @dataclass(frozen=True)
@@ -68,6 +94,17 @@ class Failure:
     def encoded(self) -> bytes:
         """Return the message as a line."""
         return json.dumps({"failure": self.test.to_json()}).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class Said:
+    """A piece of what a system's process writes, cut anywhere."""
+
+    text: str
+
+    def encoded(self) -> bytes:
+        """Return the message as a line."""
+        return json.dumps({"said": self.text}).encode() + b"\n"
 
 
 @dataclass(frozen=True)
@@ -91,9 +128,11 @@ class Answer:
         return cls(stopped, facts["status"], facts["seconds"], lines)
 
 
-def reply(line: bytes) -> Failure | Answer:
+def reply(line: bytes) -> Failure | Said | Answer:
     """Return what a line holds that comes back for a request."""
     facts = json.loads(line)
+    if "said" in facts:
+        return Said(facts["said"])
     if "failure" in facts:
         return Failure(TestResult.from_json(facts["failure"]))
     return Answer.of(facts)

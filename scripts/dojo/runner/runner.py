@@ -5,7 +5,7 @@ import secrets
 import signal
 import tempfile
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +13,20 @@ from types import TracebackType
 
 from dojo.kata.kata import Kata
 from dojo.project import Project
-from dojo.runner.protocol import Account, Answer, Request, Stopped
+from dojo.runner.log import Event, LogReader, RunLog
+from dojo.runner.protocol import Account, Answer, LogRequest, Request, Stopped
 from dojo.runner.transport import Cold, Tell, Transport, Warm
 from dojo.testrun.device import cores
-from dojo.testrun.implementation import Implementation, Learner, Planted, Text, write_variant
+from dojo.testrun.guards import OUTPUT_BYTES
+from dojo.testrun.implementation import (
+    Implementation,
+    Learner,
+    Planted,
+    Solution,
+    Text,
+    parse,
+    write_variant,
+)
 from dojo.testrun.limits import Limits
 from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 
@@ -88,6 +98,36 @@ class Runner:
             )
             answer = self._transport.ask(request, tell_failure or _tell_nobody)
         return _result(answer, self._limits, request.seed)
+
+    def log(
+        self,
+        kata: Kata,
+        implementation: Implementation = Learner(),  # noqa: B008  # it has no state
+        seed: int = 0,
+        steps: int | None = None,
+        *,
+        tell: Callable[[Event], None] = lambda _: None,
+    ) -> RunLog:
+        """Run a system and return its log; tell each step, and each line it prints, at once.
+
+        A step may take what a test may, and a run what a run of tests may.
+        """
+        reader = LogReader(tell)
+        with self._lock, self._in_a_file(kata, implementation) as impl:
+            request = LogRequest(
+                root=str(self._project.root),
+                kata=kata.name,
+                path=str(_file(kata, impl)),
+                seed=seed,
+                steps=steps,
+                step_seconds=self._limits.test_seconds,
+                run_seconds=self._limits.run_seconds,
+                memory_bytes=int(self._limits.memory_gb * 2**30),
+            )
+            answer = self._transport.follow(request, reader.feed)
+        reader.close()
+        failure = _log_failure(answer, reader, self._limits)
+        return RunLog(tuple(reader.steps), failure, answer.seconds)
 
     @contextmanager
     def _in_a_file(self, kata: Kata, implementation: Implementation) -> Iterator[str]:
@@ -172,9 +212,29 @@ def _ended_early(answer: Answer, account: Account, limits: Limits) -> tuple[Verd
     return None
 
 
-def _crash(status: int) -> str:
+def _file(kata: Kata, impl: str) -> Path:
+    which = parse(impl, kata.folder)
+    return which.path if isinstance(which, Solution) else kata.folder / f"{which}.py"
+
+
+def _log_failure(answer: Answer, reader: LogReader, limits: Limits) -> str:
+    """Return why a system did not come to its end; nothing if it did."""
+    at = f"step {len(reader.steps) + 1}"
+    if answer.stopped is Stopped.CANCELLED:
+        return "cancelled"
+    if answer.stopped is Stopped.TIMEOUT:
+        return f"{at}: stopped after {limits.run_seconds:g} s in all"
+    if answer.stopped is Stopped.FLOOD:
+        return f"{at}: the code printed more than {OUTPUT_BYTES // 2**20} MB"
+    if reader.failure is not None:
+        return reader.failure
+    assert answer.status is not None  # only a run that said how it ended is not waited for
+    return f"{at}: {_crash(answer.status, 'the run was')}"
+
+
+def _crash(status: int, what: str = "the tests were") -> str:
     if status < 0:
         name = signal.Signals(-status).name
         why = {"SIGKILL": ": out of memory?", "SIGSEGV": ": a crash in C code"}.get(name, "")
         return f"the process was ended by {name}{why}"
-    return f"the process ended itself (exit code {status}) before the tests were through"
+    return f"the process ended itself (exit code {status}) before {what} through"

@@ -1,20 +1,35 @@
 """Two ways to get a request run in a process of its own: forked from a warm one, or cold."""
 
+import codecs
 import contextlib
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from dojo.errors import DojoError
 from dojo.project import Project
-from dojo.runner.protocol import CANCEL, READY, Answer, Request, Stopped, reply
+from dojo.runner.protocol import (
+    CANCEL,
+    READY,
+    Answer,
+    Failure,
+    LogRequest,
+    Request,
+    Said,
+    Stopped,
+    reply,
+)
+from dojo.testrun.guards import OUTPUT_BYTES
 from dojo.testrun.results import TestResult
 
 Tell = Callable[[TestResult], None]
+Hear = Callable[[str], None]  # a piece of what a system's process writes, cut anywhere
+
+_CHUNK = 65_536
 
 
 class Transport(Protocol):
@@ -25,6 +40,9 @@ class Transport(Protocol):
 
         The first failure is told at once, if the request wants that and this way allows it.
         """
+
+    def follow(self, request: LogRequest, hear: Hear) -> Answer:
+        """Run a system, pass on what it writes as it comes, and return how that ended."""
 
     def cancel(self) -> None:
         """End the request under way, if there is one; from any thread."""
@@ -43,6 +61,24 @@ class Warm:
 
     def ask(self, request: Request, tell_failure: Tell) -> Answer:
         """Run the request and return what came of it; tell the first failure at once."""
+        for said in self._replies(request):
+            if isinstance(said, Failure):
+                tell_failure(said.test)
+            elif isinstance(said, Answer):
+                return said
+        raise _ended_unexpectedly()
+
+    def follow(self, request: LogRequest, hear: Hear) -> Answer:
+        """Run a system, pass on what it writes as it comes, and return how that ended."""
+        for said in self._replies(request):
+            if isinstance(said, Said):
+                hear(said.text)
+            elif isinstance(said, Answer):
+                return said
+        raise _ended_unexpectedly()
+
+    def _replies(self, request: Request | LogRequest) -> Iterator[Failure | Said | Answer]:
+        """Send the request, and yield what comes back."""
         assert self.process.stdout is not None
         if not self._ready:
             if self.process.stdout.readline() != READY:
@@ -50,11 +86,7 @@ class Warm:
             self._ready = True
         self._send(request.encoded())
         while line := self.process.stdout.readline():
-            said = reply(line)
-            if isinstance(said, Answer):
-                return said
-            tell_failure(said.test)
-        raise DojoError("the test runner ended unexpectedly; run the command again")
+            yield reply(line)
 
     def cancel(self) -> None:
         """End the request under way, if there is one."""
@@ -109,6 +141,38 @@ class Cold:
             (tuple(output.decode("utf-8", errors="replace").splitlines()),),
         )
 
+    def follow(self, request: LogRequest, hear: Hear) -> Answer:
+        """Run a system, pass on what it writes as it comes, and return how that ended."""
+        started = time.monotonic()
+        self._cancelled.clear()
+        self._process = process = _start("dojo.runner.log_worker", self._project)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        overdue = threading.Timer(request.run_seconds, process.kill)
+        overdue.start()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(request.encoded())
+            process.stdin.close()
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        size, flood = 0, False
+        while not flood and (chunk := os.read(process.stdout.fileno(), _CHUNK)):
+            hear(decoder.decode(chunk))
+            size += len(chunk)
+            flood = size > OUTPUT_BYTES
+        if flood:
+            process.kill()
+        status = process.wait()
+        in_time = overdue.is_alive()
+        overdue.cancel()
+        process.stdout.close()
+        stopped = Stopped.FLOOD if flood else None if in_time else Stopped.TIMEOUT
+        return Answer(
+            Stopped.CANCELLED if self._cancelled.is_set() else stopped,
+            status,
+            time.monotonic() - started,
+            (),
+        )
+
     def cancel(self) -> None:
         """End the request under way, if there is one."""
         if self._process is not None and self._process.poll() is None:
@@ -118,6 +182,10 @@ class Cold:
     def close(self) -> None:
         """End the process, if one runs."""
         self.cancel()
+
+
+def _ended_unexpectedly() -> DojoError:
+    return DojoError("the test runner ended unexpectedly; run the command again")
 
 
 def _start(module: str, project: Project, stderr: int | None = None) -> "subprocess.Popen[bytes]":

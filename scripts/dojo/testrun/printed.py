@@ -11,13 +11,14 @@ _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def folded(text: str) -> str:
     """Return the first lines of a text, and how many more there are."""
     lines = text.splitlines()
-    shown = [_printable(line) for line in lines[:_LINES]]
+    shown = [printable(line) for line in lines[:_LINES]]
     more = len(lines) - len(shown)
     if more:
         shown.append(f"... {more:,} more {'line' if more == 1 else 'lines'}")
     return "\n".join(shown)
 
 
-def _printable(line: str) -> str:
+def printable(line: str) -> str:
+    """Return a line without what moves the cursor or colours the screen, cut if it is long."""
     line = _CONTROL.sub("", line).expandtabs().rstrip()
     return line if len(line) <= _CHARACTERS else f"{line[:_CHARACTERS]} ..."

@@ -1,0 +1,22 @@
+"""Sees that each bug of a system shows from outside: as a symptom, or in the log of a run."""
+
+from dojo.instruments.bands import Band
+from dojo.instruments.curves import departures
+from dojo.kata.bug import Bug
+from dojo.kata.kata import Kata
+from dojo.runner.runner import Runner
+from dojo.testrun.implementation import Planted
+from dojo.testrun.results import check_functions, test_functions
+
+SEEDS = 50  # on which the reference has to pass the symptoms
+
+
+def symptoms(kata: Kata) -> set[str]:
+    """Return the names of the tests that are symptoms."""
+    return test_functions(kata.tests) - check_functions(kata.tests)
+
+
+def shows_in_log(runner: Runner, kata: Kata, bug: Bug, band: Band) -> bool:
+    """Say whether a number leaves the band of healthy runs, or the run breaks."""
+    log = runner.log(kata, Planted((bug.id,)))
+    return bool(log.failure) or bool(departures(log.steps, band))

@@ -17,6 +17,7 @@ from dojo.project import Project
 from dojo.runner.pool import runner_pool
 from dojo.testrun.device import has_gpu
 from dojo.testrun.limits import Limits
+from dojo.verification import healthy as healthy_runs
 from dojo.verification import lint, structure
 from dojo.verification.bugs import Verifier
 from dojo.verification.findings import Findings, Standing, Tally
@@ -41,6 +42,12 @@ from dojo.wording.quantities import count
 )
 @click.option("--record", is_flag=True, help="Also write fresh.json: the fresh bugs.")
 @click.option(
+    "--healthy",
+    is_flag=True,
+    help="Of systems, first write healthy.json: the numbers of healthy runs, from ten seeds of "
+    "the reference.",
+)
+@click.option(
     "--json",
     "json_file",
     type=click.File("w", encoding="utf-8", lazy=False),
@@ -57,6 +64,7 @@ def command(
     both: bool,
     sample: int | None,
     record: bool,
+    healthy: bool,
     json_file: TextIO | None,
 ) -> None:
     """Check katas (all unless named): correct solutions pass, every bug is caught.
@@ -83,6 +91,8 @@ def command(
     if sample and record:
         raise click.UsageError("--record chooses among all mutants: leave out --sample")
     katas = playable(catalogue.named(project, names))
+    if healthy:
+        _record_healthy(project, katas, named=bool(names), err=json_file is not None)
     well = mutants or _bugs(
         project, katas, named=bool(names), whole=whole, err=json_file is not None
     )
@@ -91,6 +101,21 @@ def command(
         well &= _mutants().verify_mutants(project, judged, sample, record, json_file)
     if not well:
         raise SystemExit(1)
+
+
+def _record_healthy(project: Project, katas: Sequence[Kata], *, named: bool, err: bool) -> None:
+    others = [kata.name for kata in katas if not kata.is_system]
+    if named and others:
+        raise DojoError(f"--healthy is for systems, and {others[0]} is none")
+    with runner_pool(project) as pool:
+        for kata in katas:
+            if kata.is_system:
+                band = healthy_runs.record(kata, pool)
+                click.echo(
+                    f"{kata.name}: wrote {kata.healthy_file.name}: {count(band.seeds, 'run')} of "
+                    f"{count(band.steps, 'step')}, {count(len(band.numbers), 'number')}",
+                    err=err,
+                )
 
 
 def _bugs(project: Project, katas: Sequence[Kata], *, named: bool, whole: bool, err: bool) -> bool:

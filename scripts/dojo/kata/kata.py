@@ -104,6 +104,11 @@ class Kata:
         """Return the path of the file that holds the bugs that operators made."""
         return self.folder / "fresh.json"
 
+    @property
+    def healthy_file(self) -> Path:
+        """Return the path of the file that holds, of a system, what healthy runs look like."""
+        return self.folder / "healthy.json"
+
     @cached_property
     def fresh(self) -> tuple[Bug, ...]:
         """Return the bugs that operators made of the reference."""

@@ -8,6 +8,8 @@ from itertools import combinations
 from pathlib import Path
 
 from dojo.errors import CatalogueError, typed
+from dojo.files import revision
+from dojo.instruments.bands import read_band
 from dojo.kata.kata import Kata
 from dojo.kata.planting import conflict
 from dojo.testrun.results import check_functions, test_functions
@@ -46,6 +48,8 @@ def problems(kata: Kata) -> Iterator[str]:
             yield from _system(kata)
         yield from _killed_by(kata, functions)
         yield from _fresh(kata, functions)
+    if kata.is_system:
+        yield from _healthy(kata)
     if not botched_is_default(kata):
         yield (
             "botched.py is not the reference with the default bugs: "
@@ -159,6 +163,20 @@ def _fresh(kata: Kata, functions: Functions) -> Iterator[str]:
             f"({len(stale)} such bugs); {typed('verify', '--mutants', kata.name, '--record')} "
             "makes the file anew"
         )
+
+
+def _healthy(kata: Kata) -> Iterator[str]:
+    """Say where a system's band is missing, or was recorded from another text."""
+    name, remedy = kata.healthy_file.name, typed("verify", kata.name, "--healthy")
+    try:
+        band = read_band(kata.healthy_file)
+    except CatalogueError as error:
+        yield str(error)
+        return
+    if band is None:
+        yield f"{name} is missing: {remedy} records it"
+    elif band.reference != revision(kata.reference.read_bytes()):
+        yield f"{name} is not of this reference.py: {remedy} records it anew"
 
 
 def _functions(kata: Kata) -> Functions:

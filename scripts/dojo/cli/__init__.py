@@ -23,6 +23,7 @@ _COMMANDS = (
     "practice",
     "reset",
     "reveal",
+    "run",
     "show",
     "stats",
     "undo",

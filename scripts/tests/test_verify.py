@@ -1,6 +1,7 @@
 """A kata that can be trusted gets no remark; whatever is taken away from it is named."""
 
 import json
+import shutil
 from itertools import combinations
 
 import pytest
@@ -440,3 +441,54 @@ def test_the_properties_that_the_tests_check_are_shown(verify, triple):
     edited(triple, "test_triple.py", "assert_repeatable", "assert_any_mode, assert_repeatable")
     edited(triple, "test_triple.py", "assert_repeatable", "assert_repeatable\n\nimport pytest")
     assert rows(verify("triple").output)[0][-3:] == ["repeatable", "mode", "ok"]
+
+
+@pytest.fixture
+def descent(project, system):
+    """A system, alone in its project."""
+    shutil.rmtree(project.katas / "01_scale")
+    return system
+
+
+def test_a_system_is_asked_for_what_it_lacks(verify, descent):
+    output = verify("descent").output
+    for reason in (
+        "no bug is the over_fix_of another: name a tempting fix that is wrong",
+        "kata.toml has 1 of at least 2 decoys",
+        "healthy.json is missing: scripts/verify.sh 02_descent --healthy records it",
+    ):
+        assert f"02_descent: {reason}" in output
+    edited(descent, "kata.toml", ', ["And its sign?", "That of x - centre."]', "")
+    edited(descent, "test_descent.py", "@pytest.mark.symptom\n", "")
+    edited(descent, "test_descent.py", "@pytest.mark.symptom\n", "")
+    output = verify("descent").output
+    assert "bug forgets-centre: ask has 1 of at least 2 questions" in output
+    assert "test_descent.py: no test is marked as a symptom" in output
+
+
+@pytest.mark.slow
+def test_a_bug_of_a_system_that_shows_nowhere_outside_is_named(verify, descent):
+    verify("descent", "--healthy")
+    said = "02_descent: bug half-the-slope shows nowhere outside"
+    # It fails a symptom.
+    assert said not in verify("descent", "--whole").output
+    # It fails none, yet its loss leaves the band.
+    edited(descent, "test_descent.py", "0.5 * 49", "0.9 * 49")
+    assert said not in verify("descent", "--whole").output
+    # Neither: what is logged does not tell.
+    edited(descent, "reference.py", '"loss": (x - 3.0) ** 2', '"loss": 0.0')
+    verify("descent", "--healthy")
+    assert said in verify("descent", "--whole").output
+
+
+@pytest.mark.slow
+def test_the_symptoms_of_healthy_runs_are_looked_for_under_many_seeds(verify, descent):
+    edited(descent, "test_descent.py", "def log(impl):", "def log(impl, kata_seed):")
+    edited(descent, "test_descent.py", "seed=1", "seed=kata_seed")
+    edited(descent, "kata.toml", 'find = "10.0 + seed % 7"', 'find = "10.0 +"')
+    edited(descent, "reference.py", "seed % 7", "1e9 * (seed == 40)")
+    verify("descent", "--healthy")
+    assert (
+        "reference does not pass test_the_loss_falls (--kata-seed 40)"
+        in verify("descent", "--whole").output
+    )

@@ -37,7 +37,9 @@ def command(project: Project, name: str, test: str | None) -> None:
         raise DojoError(f"pdb needs a terminal: type {typed('debug', kata.name)} in one")
     with History(project.history) as history:
         player = Player(project, kata, history)
-        seed, sealed = _last_seed(player), player.sealed()
+        seed, sealed = player.last_seed(), player.sealed()
+    if seed is None:
+        seed = secrets.randbelow(2**31)
     environment = dict(os.environ)
     if test is None:
         test = _first_failing(project, kata, seed, sealed)
@@ -54,12 +56,6 @@ def command(project: Project, name: str, test: str | None) -> None:
     sys.stdout.flush()
     # In place of this process: Ctrl-C is for pdb then.
     os.execve(sys.executable, _pytest(project, kata, test, seed), environment)
-
-
-def _last_seed(player: Player) -> int:
-    """Return the seed of the last run, or a new one."""
-    last = player.history.last_run(player.attempt().id)
-    return secrets.randbelow(2**31) if last is None or last.seed is None else last.seed
 
 
 def _first_failing(project: Project, kata: Kata, seed: int, sealed: Collection[str]) -> str | None:

@@ -32,17 +32,18 @@ def command(project: Project, name: str, test: str | None, page: Path | None) ->
     """Show where your results are wrong: a page of heat maps, to open in a browser.
 
     Runs the kata's tests on your file, or one test function alone, and shows of each comparison
-    that fails the actual values, the expected ones and the errors. Nothing is recorded.
+    that fails the actual values, the expected ones and the errors. The random data is that of the
+    last run. Nothing is recorded.
 
     \b
     Example: kata show softmax
     Example: kata show softmax test_every_slice_sums_to_one --html softmax.html
     """
     kata = catalogue.find(project, name)
-    sealed = _sealed(project, kata)
+    seed, sealed = _last_run(project, kata)
     only = [_function(kata, test, sealed)] if test else []
     with comparisons.wanted() as folder, Runner(project) as runner:
-        result = runner.run(kata, only=only)
+        result = runner.run(kata, seed=seed, only=only)
         kept = comparisons.kept(folder)
     if not result.whole:
         raise DojoError(f"{kata.name}: no verdict: {result.detail}")
@@ -73,11 +74,13 @@ def command(project: Project, name: str, test: str | None, page: Path | None) ->
     click.echo(f"wrote {page or _page(project, kata)}")
 
 
-def _sealed(project: Project, kata: Kata) -> frozenset[str]:
-    if not kata.is_system:
-        return frozenset()  # and no history is made for a look
+def _last_run(project: Project, kata: Kata) -> tuple[int | None, frozenset[str]]:
+    """Return the seed of the last run, and the checks that are sealed."""
+    if not project.history.exists() and not kata.is_system:
+        return None, frozenset()  # no history is made for a look
     with History(project.history) as history:
-        return Player(project, kata, history).sealed()
+        player = Player(project, kata, history)
+        return player.last_seed(), player.sealed()
 
 
 def _function(kata: Kata, test: str, sealed: frozenset[str]) -> str:

@@ -182,6 +182,11 @@ class Player:
             if bug_id in by_id and level < len(hints_of(self.kata, by_id[bug_id]))
         ]
 
+    def last_seed(self) -> int | None:
+        """Return the seed of the last run of this attempt, if there was one."""
+        last = self.history.last_run(self.attempt().id)
+        return last.seed if last else None
+
     def note(self, text: str) -> None:
         """Write down what the learner suspects."""
         self.history.moves.add(self.attempt().id, MoveKind.NOTE, text)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from dojo.instruments.bands import read_band
 from dojo.kata.bug import Bug
 from dojo.kata.kata import Kata
 from dojo.project import Project
@@ -12,7 +13,7 @@ from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner
 from dojo.testrun.implementation import Planted, Reference, Solution
 from dojo.testrun.results import Outcome, RunResult, Verdict
-from dojo.verification import budget, likeness, lint, structure
+from dojo.verification import budget, likeness, lint, structure, symptoms
 from dojo.verification.findings import Findings, Proof, Tally, refusal
 from dojo.verification.ledger import Ledger
 from dojo.verification.sets import larger_sets, pairs
@@ -54,7 +55,8 @@ class Verifier:
             return 0
         bugs = self._checkable(kata)
         sets = len(larger_sets(kata, bugs)) + (len(pairs(kata, bugs)) if self._whole else 0)
-        return self._seeds * (1 + len(kata.solutions) + len(bugs)) + sets
+        seeds = symptoms.SEEDS - self._seeds if kata.is_system and self._whole else 0
+        return self._seeds * (1 + len(kata.solutions) + len(bugs)) + sets + seeds
 
     def verify(self, kata: Kata) -> Findings:
         """Say what is wrong with a kata."""
@@ -67,6 +69,8 @@ class Verifier:
         elif self._reference_passes(findings):
             self._check_solutions(findings)
             alone = self._check_alone(bugs, findings)
+            if kata.is_system and self._whole:
+                self._check_symptoms(bugs, alone, findings)
             if self._whole:
                 findings.proof.pairs, together = self._check_sets(pairs(kata, bugs), findings)
                 findings.problems += self._misleading(together, alone, findings)
@@ -160,6 +164,33 @@ class Verifier:
                 )
         findings.proof.alone = Tally(len(caught), sum(caught.values()))
         return first
+
+    def _check_symptoms(
+        self, bugs: Sequence[Bug], alone: Mapping[str, RunResult], findings: Findings
+    ) -> None:
+        """See that a system's symptoms hold for healthy runs, and that each bug shows outside."""
+        kata, shown = findings.kata, symptoms.symptoms(findings.kata)
+
+        def run(runner: Runner, seed: int) -> RunResult:
+            return runner.run(kata, Reference(), seed, only=shown, first_failure=True)
+
+        for seed, result in self._map(run, range(self._seeds, symptoms.SEEDS), findings):
+            if result.verdict is not Verdict.PASSED:
+                findings.problems.append(refusal(result, seed))
+        band = read_band(kata.healthy_file)
+        if band is None:
+            return  # that it is missing is said elsewhere
+        hidden = [bug for bug in bugs if not caught_by(alone[bug.id]) & shown]
+
+        def shows(runner: Runner, bug: Bug) -> bool:
+            return symptoms.shows_in_log(runner, kata, bug, band)
+
+        for bug, seen in zip(hidden, self._pool.map(shows, hidden), strict=True):
+            if not seen:
+                findings.problems.append(
+                    f"bug {bug.id} shows nowhere outside: no symptom fails, and no number of its "
+                    "log leaves the band of healthy runs"
+                )
 
     def _check_sets(
         self, sets: Sequence[tuple[Bug, ...]], findings: Findings

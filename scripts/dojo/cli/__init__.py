@@ -21,6 +21,7 @@ _COMMANDS = (
     "list",
     "new",
     "practice",
+    "probe",
     "reset",
     "reveal",
     "run",

@@ -1,0 +1,58 @@
+"""What in the facts of a probe is worth a sentence: true of what was seen, and no more."""
+
+from dojo.instruments.probe import modules, parameters, rates
+from dojo.instruments.probe.facts import Facts, Source
+from dojo.instruments.probe.finding import Finding, agreeing, listed
+
+
+def findings(facts: Facts) -> list[Finding]:
+    """Return what is worth a sentence.
+
+    Tests choose modes, gradients and values themselves; of a run under tests only what holds
+    whatever they choose is said.
+    """
+    if facts.source is Source.TESTS:
+        return [*modules.not_numbers(facts), *modules.dropouts_in_evaluation(facts)]
+    return [
+        *modules.not_numbers(facts),
+        *modules.modes(facts),
+        *modules.dropouts_without_gradients(facts),
+        *modules.dropouts_in_evaluation(facts),
+        *modules.running_statistics(facts),
+        *modules.sizes(facts),
+        *parameters.ownership(facts),
+        *parameters.gradients(facts),
+        *parameters.updates(facts),
+        *parameters.shared_memory(facts),
+        *rates.jumps(facts),
+    ]
+
+
+def notes(facts: Facts) -> list[str]:
+    """Return what is good to know and no fault."""
+    return [
+        f"{listed([one.name, *one.tied])} are names of one tensor."
+        for one in facts.parameters
+        if one.tied
+    ] + (_notes_of_a_run(facts) if facts.source is Source.RUN else [])
+
+
+def _notes_of_a_run(facts: Facts) -> list[str]:
+    said = []
+    if not facts.optimizers:
+        said.append("No optimiser of torch took a step, so who owns a parameter is not known.")
+    else:
+        by_hand = [one.name for one in facts.parameters if one.graded and parameters.by_hand(one)]
+        if by_hand:
+            it = agreeing(by_hand, "it", "them")
+            said.append(f"{listed(by_hand)} changed, though no optimiser of torch owns {it}.")
+    frozen = [one.name for one in facts.parameters if not one.trainable]
+    if frozen:
+        said.append(f"{listed(frozen)} {agreeing(frozen, 'is', 'are')} frozen.")
+    said += [
+        f"{one.name} was in training mode in {one.training_ungraded} of {one.ungraded} calls with "
+        "gradients off."
+        for one in facts.modules
+        if one.training_ungraded and one.is_model
+    ]
+    return said

@@ -51,13 +51,14 @@ def command(
     parameter the norm of its last gradient and of its weight, its last update over that weight, and
     which optimiser owns it. Nothing is recorded.
 
-    What stands out is said in a sentence. An update is compared with the weight just before it:
-    more than the weight is large, less than 1e-7 of it in every step is none. A parameter that
-    starts at zero is not compared, a bias only if most of its updates are large. Outputs explode
-    when their root mean square passes 10,000, or 100 and 1,000 times the first, and vanish when it
-    stays below 1e-6. A learning rate may warm up from zero and drop by steps; any other jump of
-    more than a tenth of its peak is told. Dropout is seen in torch's functions, not where it is
-    written by hand. Tests choose modes and values themselves, so of tests less is told.
+    What stands out is said in a sentence. An update is compared with the weight just before it. It
+    is large if it is more than the weight, and of a bias if most are; not from zero, and not while
+    the update's entries are below 0.1 / sqrt(fan-in) in size. It is small if it is less than 1e-7
+    of the weight at every step. Size is root mean square: outputs explode when theirs passes
+    10,000, or 100 and 1,000 times the first, and vanish when it never reaches 1e-6. A learning
+    rate may warm up and drop by steps; any other jump of more than a tenth of its peak is told.
+    Dropout is seen in torch's functions, not where it is written by hand. Tests choose modes and
+    values themselves, so of tests less is told.
 
     \b
     Example: kata probe mini_gpt

@@ -53,6 +53,11 @@ def is_of_implementation(frame: FrameType) -> bool:
     return isinstance(frame.f_globals.get("__loader__"), _SourceLoader)
 
 
+def is_implementation(module: ModuleType | None) -> bool:
+    """Say whether a module was loaded here."""
+    return isinstance(getattr(module, "__loader__", None), _SourceLoader)
+
+
 def entries(traceback: TracebackType | None) -> Iterator[TracebackType]:
     """Yield the entries of a traceback, the innermost last."""
     while traceback is not None:

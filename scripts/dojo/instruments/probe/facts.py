@@ -70,8 +70,9 @@ class ParameterFacts:
     update: float | None = None  # norm of the last one
     ratio: float | None = None  # of the last update to the weight before it; none from zero
     largest_ratio: float | None = None
-    largest_ratio_at: int = 0  # step
-    large_ratios: int = 0  # updates of more than the weight
+    large: int = 0  # updates of more than the weight, where that is not next to nothing
+    largest: float | None = None  # the largest ratio of these
+    largest_at: int = 0  # step
     from_zero: bool = False  # whether all its values were zero at first
 
 

@@ -5,6 +5,7 @@ computed from the random numbers or changed. Attach before the code is loaded.
 """
 
 import contextlib
+import math
 import threading
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -20,6 +21,7 @@ from dojo.instruments.probe import dropouts
 from dojo.instruments.probe.facts import ModuleFacts
 from dojo.instruments.probe.tensors import Figures, figures, finite, largest, norm
 
+LARGE = 1.0  # an update over the weight before it
 _MOST = 5_000  # modules, and parameters: a run that makes new ones at each step ends too
 
 
@@ -46,8 +48,9 @@ class Weight:
     update: float | None = None
     ratio: float | None = None
     largest_ratio: float | None = None
-    largest_ratio_at: int = 0
-    large_ratios: int = 0
+    large: int = 0
+    largest: float | None = None
+    largest_at: int = 0
 
     @property
     def changed(self) -> bool:
@@ -133,7 +136,12 @@ class Hooks:
         return stack
 
     def _registered(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
-        if child is not None:
+        if child is None:
+            return
+        known = self.parents.get(child)
+        before = known() if known else None
+        # A slice of nn.Sequential holds the same modules for a moment: they stay where they were.
+        if before is None or all(part is not child for part in before.children()):
             self.parents[child] = ref(parent)
 
     def _begins(self, module: nn.Module, args: Any) -> None:
@@ -149,7 +157,7 @@ class Hooks:
         call = _Call(module, facts, graded, sound=True)
         if stack:
             self._compare_modes(call, stack[0].module)
-        elif graded:
+        elif graded and not _is_watched():
             self._watch(module)
         stack.append(call)
         facts.calls += 1
@@ -183,7 +191,7 @@ class Hooks:
         stack = self._stack
         while stack and stack.pop().module is not module:  # others have raised
             continue
-        if output is None or _modes_are_on():
+        if output is None or _is_watched():
             return
         facts = self.modules.get(module)
         value = largest(output)
@@ -197,7 +205,7 @@ class Hooks:
                 found = figures(value)
                 if found is not None:
                     self._note(facts, found, (args, kwargs))
-        except RuntimeError:  # a tensor without values, as under vmap
+        except RuntimeError:  # a layout that lacks an operator, such as a sparse one
             return
 
     def _note(self, facts: ModuleFacts, found: Figures, given: Any) -> None:
@@ -298,9 +306,21 @@ class Hooks:
         weight.update = norm(after.double() - before.double())
         weight.updates += 1
         weight.ratio = weight.update / weight.norm if weight.norm else None
-        if weight.ratio is not None and weight.ratio >= (weight.largest_ratio or 0.0):
-            weight.largest_ratio, weight.largest_ratio_at = weight.ratio, self.step
-        weight.large_ratios += weight.ratio is not None and weight.ratio > 1
+        if weight.ratio is None:
+            return
+        weight.largest_ratio = max(weight.ratio, weight.largest_ratio or 0.0)
+        if weight.ratio > LARGE and weight.update > _small(after):
+            weight.large += 1
+            if weight.ratio > (weight.largest or 0.0):
+                weight.largest, weight.largest_at = weight.ratio, self.step
+
+
+def _small(weight: Tensor) -> float:
+    """Return a norm below which a matrix has hardly begun: a head may start at next to nothing.
+
+    It is a tenth of one whose entries are 1 / sqrt(fan-in), for any other parameter zero.
+    """
+    return 0.1 * math.sqrt(len(weight)) if weight.dim() > 1 else 0.0
 
 
 def _equal(a: Tensor, b: Tensor | None) -> bool:
@@ -313,17 +333,25 @@ def _keeps_statistics(module: nn.Module) -> bool:
     return bool(kept) and getattr(module, "running_mean", None) is not None
 
 
-def _modes_are_on() -> bool:
-    """Say whether somebody watches every operator, as a test does that bans some."""
-    functions, dispatched = torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack
-    return bool(functions() or dispatched())
+def _is_watched() -> bool:
+    """Say whether others see every operator: a test that bans some, or a transform such as vmap."""
+    modes = torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()
+    return bool(modes) or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def models(hooks: Hooks) -> list[nn.Module]:
     """Return the modules that were called, or hold some that were, and that lie in no other."""
     tops = dict.fromkeys(_top(hooks, module) for module in hooks.modules)
-    inside = {part for top in tops for part in top.modules() if part is not top}
-    return [top for top in tops if top not in inside]
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for top in sorted(tops, key=lambda one: -len(list(one.modules()))):
+        children = set(top.children())
+        # Nothing but parts of another, as a slice of nn.Sequential is.
+        is_view = children and children <= inside and not list(top.parameters(recurse=False))
+        if top not in inside and not is_view:
+            found.append(top)
+            inside.update(top.modules())
+    return [top for top in tops if top in set(found)]
 
 
 def _top(hooks: Hooks, module: nn.Module) -> nn.Module:

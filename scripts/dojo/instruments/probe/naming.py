@@ -161,8 +161,9 @@ def _of_weight(weight: Weight, name: str, owners: list[str]) -> ParameterFacts:
         update=weight.update,
         ratio=weight.ratio,
         largest_ratio=weight.largest_ratio,
-        largest_ratio_at=weight.largest_ratio_at,
-        large_ratios=weight.large_ratios,
+        large=weight.large,
+        largest=weight.largest,
+        largest_at=weight.largest_at,
         from_zero=not bool(weight.first.any()),
     )
 

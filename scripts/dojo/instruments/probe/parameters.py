@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dojo.instruments.probe.facts import Facts, ParameterFacts
 from dojo.instruments.probe.finding import Finding, Kind, agreeing, listed
 
-LARGE = 1.0  # update over weight
 SMALL = 1e-7  # update over weight: half of what float32 resolves
 NOISE = 1e-6  # of the largest gradient: as of a bias before BatchNorm, which has none in truth
 
@@ -45,11 +44,11 @@ def updates(facts: Facts) -> Iterator[Finding]:
     """Yield updates of more than the weight, and of next to nothing of it."""
     large = [one for one in facts.parameters if _moves_too_far(one)]
     if large:
-        worst = max(large, key=lambda one: one.largest_ratio or 0.0)
+        worst = max(large, key=lambda one: one.largest or 0.0)
         whose = f" for {worst.name}" if len(large) > 1 else ""
         sentence = (
             f"An update of {_which(large, facts)} was larger than the weight: "
-            f"{worst.largest_ratio:.3g} times{whose} at step {worst.largest_ratio_at}."
+            f"{worst.largest:.3g} times{whose} at step {worst.largest_at}."
         )
         yield _finding(Kind.LARGE_UPDATE, sentence, large)
     most = max((one.gradient or 0.0 for one in facts.parameters), default=0.0)
@@ -99,11 +98,10 @@ def _all_zero(one: ParameterFacts) -> bool:
 
 
 def _moves_too_far(one: ParameterFacts) -> bool:
-    if one.from_zero or one.largest_ratio is None:
-        return False
-    if len(one.shape) < 2:  # a bias may pass through zero, again and again
-        return one.large_ratios > one.updates / 2
-    return one.largest_ratio > LARGE
+    if len(one.shape) > 1:
+        return one.large > 0
+    # A bias may start at zero, and pass through it again and again.
+    return not one.from_zero and one.large > one.updates / 2
 
 
 def _hardly_moves(one: ParameterFacts, noise: float) -> bool:
@@ -129,4 +127,5 @@ def _which(found: Sequence[ParameterFacts], facts: Facts, word: str = "each") ->
 
 def _times(found: Sequence[ParameterFacts]) -> str:
     fewest = min(one.chances for one in found)
-    return "the one step" if fewest == 1 else f"{fewest} steps"
+    what = "step" if all(one.owner for one in found) else "backward call"
+    return f"{fewest} {what}" if fewest == 1 else f"{fewest} {what}s"

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from dojo.instruments.probe.facts import Facts
 from dojo.instruments.probe.finding import Finding, Kind
 
 JUMP = 0.1  # of the largest rate
-_OF_NEIGHBOURS = 4.0  # a jump is so many times what changes just before and after it
+_OF_NEIGHBOURS = 2.0  # a jump is so many times what changes just before and after it
 _STEADY = 2  # steps at one rate on both sides of a drop, as a step schedule has it
 _DROP = 0.05  # a step schedule drops to this share or more
 
@@ -46,6 +47,8 @@ def _jumps(rates: Sequence[float], i: int) -> bool:
     around = [abs(rates[k + 1] - rates[k]) for k in (i - 1, i + 1) if k + 1 < len(rates)]
     if not change > max(JUMP * max(map(abs, rates)), _OF_NEIGHBOURS * max(around)):
         return False
+    if rates[i + 1] > rates[i]:  # it may warm up by steps
+        return any(later < earlier for earlier, later in pairwise(rates[: i + 1]))
     before, after = rates[max(i + 1 - _STEADY, 0) : i + 1], rates[i + 1 : i + 1 + _STEADY]
     by_steps = math.isclose(min(before), max(before)) and math.isclose(min(after), max(after))
-    return not (by_steps and _DROP * rates[i] <= rates[i + 1] < rates[i])
+    return not (by_steps and rates[i + 1] >= _DROP * rates[i])

@@ -21,7 +21,7 @@ from dojo.instruments.probe.hooks import Hooks
 from dojo.instruments.probe.order import Order
 from dojo.runner import worker
 from dojo.testrun import guards
-from dojo.testrun.loading import explain_load_error, load_module, place_of
+from dojo.testrun.loading import explain_load_error, is_implementation, load_module, place_of
 from dojo.testrun.results import Outcome, TestResult
 
 _PATIENCE = 8.0  # seconds for a `run()` that is not told how many steps to take
@@ -35,7 +35,7 @@ def main() -> None:
     torch.set_num_threads(1)
     worker.limit_memory(order.memory_bytes)
     try:
-        facts = _probed(order)
+        facts = probed(order)
         answers.write(json.dumps(facts.to_json()) + "\n")
         answers.flush()
     except BaseException:
@@ -43,21 +43,18 @@ def main() -> None:
     worker.exit_process(0)
 
 
-def _probed(order: Order) -> Facts:
+def probed(order: Order) -> Facts:
+    """Return the facts of the file's own run, or of the kata's tests where it has none."""
     with Hooks() as hooks:
         path = Path(order.path)
         try:
             with guards.contained(order.run_seconds):
-                module = load_module(path, _module_name(order), path.read_bytes())
+                module = load_module(path, f"kata_{Path(order.folder).name}", path.read_bytes())
         except (Exception, SystemExit, pytest.fail.Exception) as error:
             return Facts(Source.RUN, 0, [], [], [], error=explain_load_error(error, path))
         if callable(getattr(module, "run", None)):
             return _of_run(order, module, hooks)
         return _of_tests(order, hooks)
-
-
-def _module_name(order: Order) -> str:
-    return f"kata_{Path(order.folder).name}_botched"  # as the tests name it
 
 
 def _of_run(order: Order, module: ModuleType, hooks: Hooks) -> Facts:
@@ -94,7 +91,7 @@ def _explained(error: BaseException) -> str:
 
 def _of_tests(order: Order, hooks: Hooks) -> Facts:
     """Return the facts of the modules of the file that the kata's tests call."""
-    gathering = _Gathering(hooks, _module_name(order))
+    gathering = _Gathering(hooks)
     pytest.main(
         [
             order.folder,
@@ -123,12 +120,11 @@ def _of_tests(order: Order, hooks: Hooks) -> Facts:
 class _Gathering:
     """A pytest plugin that takes in what the hooks have noted, test by test."""
 
-    def __init__(self, hooks: Hooks, module_name: str) -> None:
+    def __init__(self, hooks: Hooks) -> None:
         self.gathered = naming.Gathered()
         self.tests = 0
         self.error = ""
         self._hooks = hooks
-        self._module_name = module_name
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self) -> Generator[None, None, None]:
@@ -136,7 +132,7 @@ class _Gathering:
         try:
             yield
         finally:
-            self.gathered.add(self._hooks, self._is_of_the_file)
+            self.gathered.add(self._hooks, _is_of_a_kata)
             self._hooks.forget()
             self.tests += 1
 
@@ -146,9 +142,10 @@ class _Gathering:
         if result and result.outcome is Outcome.ERROR and not self.error:
             self.error = result.message
 
-    def _is_of_the_file(self, model: nn.Module) -> bool:
-        """Say whether a model is the learner's, not one of torch that a test compares with."""
-        return type(model).__module__.startswith(self._module_name.partition("_botched")[0])
+
+def _is_of_a_kata(model: nn.Module) -> bool:
+    """Say whether a model is the learner's, and not one of torch that a test compares with."""
+    return is_implementation(sys.modules.get(type(model).__module__))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,30 @@
 """An interview: which system it takes, the notes, and the report at its end."""
 
+import asyncio
 import random
 import shutil
 from dataclasses import replace
 
 import pytest
 
+from dojo.cli.events import event_lines
+from dojo.errors import DojoError
 from dojo.history.moves import MoveKind
 from dojo.history.sessions import Ending
+from dojo.instruments.probe.facts import Facts, Source
 from dojo.kata import kata_toml
-from dojo.learner.watcher import Key, Ran, Tick, Typed
-from dojo.practice import session
-from dojo.practice.loop import Note, Noted, Refused, TimedHunt
+from dojo.learner.player import Player
+from dojo.learner.watcher import Counted, Key, Later, Logged, Ran, Tick, Typed, watching
+from dojo.practice import loop, session
+from dojo.practice.debrief import PROBE_COSTS
+from dojo.practice.loop import FreeHunt, Note, Noted, Probed, Probing, Refused, RunLogged, TimedHunt
 from dojo.practice.planning import INTERVIEW_PLANTS, Planned, Wishes, choose_bugs, plan
 from dojo.practice.retrospect import look_back
+from dojo.runner.log import RunLog
+from dojo.runner.pool import runner_pool
+from dojo.runner.runner import Runner
+from dojo.tui.app import PracticeApp
+from dojo.verification import healthy
 from dojo.wording.debriefs import session_markdown
 from dojo.wording.keys import PRACTICE
 from dojo.wording.welcome import planted_line, welcome_lines
@@ -160,3 +171,103 @@ def test_nothing_done_is_said(practice, history):
     report = session_markdown(practice.session, practice.debriefs())
     assert "Nothing was edited." in report
     assert "Found 0 of 2 bugs: none yet." in report
+
+
+class Working(Happenings):
+    """Does at once what a watcher would do later, and tells of it next."""
+
+    def __init__(self, *happened):
+        super().__init__()
+        self._waiting = list(happened)
+
+    def events(self, _):
+        while self._waiting:
+            yield self._waiting.pop(0)
+
+    def later(self, work):
+        try:
+            result = work()
+        except DojoError as error:
+            result = error
+        self._waiting.insert(0, Later(result))
+
+
+def test_a_probe_costs_points_and_says_what_it_saw(practice, history, monkeypatch):
+    hunt = TimedHunt(practice.next_round())
+    facts = Facts(Source.RUN, 3, [], [], [])
+    monkeypatch.setattr(loop, "probe", lambda project, kata: facts)
+    assert [*hunt.events(Working(Key("i")), PRACTICE, 0.1)] == [Probing(), Probed(facts)]
+    (line,) = event_lines(Probed(facts), "02_descent")
+    assert line.startswith("02_descent: run() calls no module")
+    assert PROBE_COSTS == 5
+    practice.finish(hunt.round, Ending.MISSED)
+    (debrief,) = practice.debriefs()
+    assert [move.kind for _, move in debrief.retrospect.moves()] == [MoveKind.PROBE]
+
+
+def test_a_probe_that_cannot_be_had_is_refused_with_the_reason(hunt, monkeypatch):
+    def probe(project, kata):
+        raise DojoError("an endless loop?")
+
+    monkeypatch.setattr(loop, "probe", probe)
+    assert [*hunt.events(Working(Key("i")), PRACTICE, 0.1)] == [
+        Probing(),
+        Refused("an endless loop?"),
+    ]
+
+
+def test_after_each_save_the_log_of_a_system_is_laid_beside_healthy_runs(
+    project, system, history, runner
+):
+    with runner_pool(project) as pool:
+        healthy.record(system, pool)
+    player = Player(project, system, history)
+    seen = []
+    with watching(system, runner, player.planting().bugs) as watcher:
+        for happened in watcher.events(0.1):
+            seen.append(happened)
+            if isinstance(happened, Counted):
+                break
+    (logged,) = (happened for happened in seen if isinstance(happened, Logged))
+    assert any(isinstance(happened, Ran) for happened in seen[: seen.index(logged)])
+    (event,) = FreeHunt(player).handle(logged)
+    assert isinstance(event, RunLogged)
+    assert [curve.name for curve in event.curves] == ["loss", "lr"]
+    lines = event_lines(event, "02_descent")
+    assert any("run: lr is below healthy runs from step 1" in line for line in lines), lines
+
+
+def test_a_quiet_session_draws_no_curves(practice, monkeypatch):
+    hunt = TimedHunt(practice.next_round())
+    monkeypatch.setattr(hunt.round, "quiet", True)
+    assert hunt.handle(Logged(RunLog(({"loss": 1.0},), "", 0.1))) == []
+
+
+def test_the_screen_shows_curves_below_the_tests_and_a_probe_in_their_place(
+    project, system, history, monkeypatch
+):
+    practice = session.begin(project, history, [Planned(system, system.default, 600.0)])
+    monkeypatch.setattr(loop, "probe", lambda project, kata: Facts(Source.RUN, 3, [], [], []))
+
+    async def script():
+        with Runner(project) as runner:
+            app = PracticeApp(practice, runner)
+            async with app.run_test(size=(140, 60)) as pilot:
+                await seen(pilot, "checks fail")
+                await seen(pilot, "this run")
+                await pilot.press("i")
+                await seen(pilot, "calls no module and no optimiser")
+                await pilot.press("i")
+                await seen(pilot, "this run")
+
+    asyncio.run(script())
+
+
+async def seen(pilot, text):
+    for _ in range(400):
+        await pilot.pause(0.05)
+        strips = pilot.app.screen._compositor.render_strips(pilot.app.screen.size)
+        shown = "\n".join(strip.text for strip in strips)
+        if text in shown:
+            return
+    raise AssertionError(f"{text!r} is not shown:\n{shown}")

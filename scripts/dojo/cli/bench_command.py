@@ -6,10 +6,10 @@ import click
 
 from dojo.benchmarks import references
 from dojo.benchmarks.sizes import Sizes
-from dojo.cli.table import render
 from dojo.errors import DojoError
 from dojo.kata import catalogue
 from dojo.project import Project
+from dojo.wording.tables import render
 
 
 @click.command(name="bench")

@@ -3,8 +3,10 @@
 import time
 
 from dojo.cli.diff import colour_diff
-from dojo.practice.loop import BugsCounted, Compared, Event, RunFails, RunJudged
+from dojo.practice.loop import BugsCounted, Compared, Event, Probed, RunFails, RunJudged, RunLogged
 from dojo.wording.events import event_line
+from dojo.wording.logs import log_lines
+from dojo.wording.probes import probe_lines
 from dojo.wording.quantities import minutes
 from dojo.wording.runs import failure_lines, run_lines, tested
 from dojo.wording.verdicts import verdict_line
@@ -19,6 +21,10 @@ def event_lines(event: Event, name: str) -> list[str]:
             when = time.strftime("%H:%M:%S") if left is None else f"{minutes(left)} left"
             head = f"[{when}] {tested(result)}"
             return [head, *run_lines(name, result, judgement, names=names, sealed=sealed)]
+        case RunLogged(log, _, departures):
+            return [f"  {line}" for line in log_lines(log, departures)]
+        case Probed(facts):
+            return probe_lines(name, facts, 0)
         case BugsCounted(judgement):
             return [verdict_line(judgement, name)]
         case Compared(diff) if diff:

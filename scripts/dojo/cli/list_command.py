@@ -5,7 +5,6 @@ from datetime import date, datetime
 
 import click
 
-from dojo.cli.table import render
 from dojo.errors import CatalogueError
 from dojo.files import write_section
 from dojo.history.history import History
@@ -14,6 +13,7 @@ from dojo.kata.kata import Kata
 from dojo.practice import scheduler
 from dojo.project import Project
 from dojo.wording.quantities import count
+from dojo.wording.tables import render
 
 
 @click.command(name="list")

@@ -7,13 +7,13 @@ from typing import TextIO
 import click
 
 from dojo.cli.progress import Progress
-from dojo.cli.table import render
 from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.runner.pool import Pool, runner_pool
 from dojo.verification.mutation.campaign import MutationRun
 from dojo.verification.mutation.judging import LIMITS, Judged
 from dojo.verification.mutation.score import HEADER, Score, as_json, total_row
+from dojo.wording.tables import render
 
 
 def verify_mutants(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dojo.cli import output, table
+from dojo.cli import output
 from dojo.errors import DojoError
 from dojo.instruments.probe.facts import Facts
 from dojo.instruments.probe.findings import findings, notes
@@ -16,6 +16,7 @@ from dojo.instruments.probe.probing import probe
 from dojo.kata import catalogue
 from dojo.project import Project
 from dojo.wording import probes
+from dojo.wording.tables import render
 
 
 @click.command(name="probe")
@@ -91,7 +92,7 @@ def _show(name: str, facts: Facts, seed: int) -> None:
     for one in (probes.module_table(facts), probes.parameter_table(facts)):
         if one.rows:
             click.echo()
-            click.echo(table.render(one.header, one.rows))
+            click.echo(render(one.header, one.rows))
     lines = [*probes.optimizer_lines(facts), *notes(facts)]
     if lines:
         click.echo()

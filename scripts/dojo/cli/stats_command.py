@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from dojo.cli import output
-from dojo.cli.table import render
 from dojo.errors import CatalogueError, typed
 from dojo.history.history import History
 from dojo.history.misses import Missed
@@ -18,6 +17,7 @@ from dojo.kata import catalogue, kata_toml
 from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.wording.quantities import clock, count, duration
+from dojo.wording.tables import render
 
 _SHOWN = 8  # missed bugs: the list is for choosing what to practise, not for the record
 _ARROW = " -> "

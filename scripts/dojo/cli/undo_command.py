@@ -2,10 +2,10 @@
 
 import click
 
-from dojo.cli.table import render
 from dojo.kata import catalogue
 from dojo.learner.workspace import Workspace
 from dojo.project import Project
+from dojo.wording.tables import render
 
 
 @click.command(name="undo")

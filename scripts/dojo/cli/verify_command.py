@@ -9,7 +9,6 @@ from typing import TextIO
 import click
 
 from dojo.cli.progress import verifying
-from dojo.cli.table import render
 from dojo.errors import DojoError, typed
 from dojo.kata import catalogue
 from dojo.kata.kata import Kata
@@ -22,6 +21,7 @@ from dojo.verification import lint, structure
 from dojo.verification.bugs import Verifier
 from dojo.verification.findings import Findings, Standing, Tally
 from dojo.wording.quantities import count
+from dojo.wording.tables import render
 
 
 @click.command(name="verify")

@@ -43,6 +43,7 @@ class Player:
         self, project: Project, kata: Kata, history: History, *, open_checks: bool = False
     ) -> None:
         """Open the kata's workspace, and if it is a system that is asked for, all its checks."""
+        self.project = project
         self.kata = kata
         self.workspace = Workspace(project, kata)
         self.history = history
@@ -186,6 +187,10 @@ class Player:
         """Return the seed of the last run of this attempt, if there was one."""
         last = self.history.last_run(self.attempt().id)
         return last.seed if last else None
+
+    def look(self, kind: MoveKind) -> None:
+        """Record that the learner looks closer."""
+        self.history.moves.add(self.attempt().id, kind)
 
     def note(self, text: str) -> None:
         """Write down what the learner suspects."""

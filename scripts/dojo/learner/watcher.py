@@ -3,7 +3,7 @@
 import queue
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from dojo.kata.bug import Bug
 from dojo.kata.kata import Kata
 from dojo.learner.counting import Count, by_runs, count_gone
 from dojo.learner.saves import saves
+from dojo.runner.log import RunLog
 from dojo.runner.runner import Runner
 from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 
@@ -58,11 +59,25 @@ class Typed:
 
 
 @dataclass(frozen=True)
+class Logged:
+    """A system ran for its log."""
+
+    log: RunLog
+
+
+@dataclass(frozen=True)
+class Later:
+    """What came of some work that was done meanwhile."""
+
+    result: object
+
+
+@dataclass(frozen=True)
 class Tick:
     """Nothing happened for a while."""
 
 
-Happening = Ran | Counted | Started | Failed | Key | Typed | Tick
+Happening = Ran | Counted | Started | Failed | Logged | Key | Typed | Later | Tick
 
 
 class _Saved:
@@ -77,8 +92,9 @@ class Watching:
     """Runs a kata's tests now and at each save; a save during a run starts it anew.
 
     The result that comes out is always that of the newest text: its revision says which. Once it
-    is out, the planted bugs that are gone are counted, unless the file is saved again. Every run
-    has the same random data, so that numbers compare from save to save.
+    is out, a system runs for its log, and the planted bugs that are gone are counted, unless the
+    file is saved again. Every run has the same random data, so that numbers compare from save to
+    save.
     """
 
     def __init__(self, kata: Kata, runner: Runner, planted: Sequence[Bug]) -> None:
@@ -133,13 +149,28 @@ class Watching:
                     if event.result.whole:
                         self._failing = _failed(event.result)
                     yield event
-            elif isinstance(event, Failed | Counted):
+            elif isinstance(event, Failed | Logged | Counted):
                 if not self._again:  # else it is about an older text
                     yield event
             elif isinstance(event, DojoError):
                 raise event
             else:
                 yield event
+
+    def later(self, work: Callable[[], object]) -> None:
+        """Do some work in a thread of its own; what comes of it happens once it is done.
+
+        That may be a `DojoError`.
+        """
+
+        def do() -> None:
+            try:
+                result = work()
+            except DojoError as error:
+                result = error
+            self._happened.put(Later(result))
+
+        threading.Thread(target=do, daemon=True).start()
 
     def follow_saves(self) -> None:
         """Wait for saves until stopped; runs in a thread of its own."""
@@ -165,6 +196,8 @@ class Watching:
                 tell_failure=lambda test: self._happened.put(Failed(test)),
             )
             self._happened.put(Ran(result))
+            if self._kata.is_system and result.whole:
+                self._happened.put(Logged(self._runner.log(self._kata)))
             if result.verdict is Verdict.FAILED and planted:
                 self._count(planted, result.revision)
         except DojoError as error:

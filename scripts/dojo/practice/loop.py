@@ -10,13 +10,20 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from dojo.errors import DojoError
+from dojo.history.moves import MoveKind
 from dojo.history.sessions import Ending
+from dojo.instruments.bands import read_band
+from dojo.instruments.curves import Curve, Departure, curves, departures
+from dojo.instruments.probe.facts import Facts
+from dojo.instruments.probe.probing import probe
 from dojo.learner.player import Judgement, Player, unknown_line
 from dojo.learner.watcher import (
     Counted,
     Failed,
     Happening,
     Key,
+    Later,
+    Logged,
     Ran,
     Started,
     Tick,
@@ -25,6 +32,7 @@ from dojo.learner.watcher import (
 )
 from dojo.learner.workspace import Backup
 from dojo.practice.session import Names, Round
+from dojo.runner.log import RunLog
 from dojo.testrun.results import RunResult, TestResult, Verdict
 
 _WARNINGS = (300.0, 60.0)  # seconds left
@@ -36,6 +44,7 @@ class Action(Enum):
 
     HINT = auto()
     NOTE = auto()
+    PROBE = auto()
     DIFF = auto()
     PAUSE = auto()
     SKIP = auto()
@@ -93,6 +102,27 @@ class RunJudged:
         """Say whether the planted bugs are being counted."""
         fails = self.result.verdict is Verdict.FAILED
         return fails and bool(self.judgement.planting.bugs) and self.judgement.count is None
+
+
+@dataclass(frozen=True)
+class RunLogged:
+    """The system's own run of the newest text, beside healthy runs."""
+
+    log: RunLog
+    curves: list[Curve]
+    departures: list[Departure]
+
+
+@dataclass(frozen=True)
+class Probing:
+    """The model is probed; what is seen follows."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a probe saw."""
+
+    facts: Facts
 
 
 @dataclass(frozen=True)
@@ -177,7 +207,10 @@ Event = (
     RunStarted
     | RunFails
     | RunJudged
+    | RunLogged
     | BugsCounted
+    | Probing
+    | Probed
     | Hinted
     | Noted
     | Questioned
@@ -208,14 +241,25 @@ class Hunt(ABC):
         """Yield what comes of all that happens, keys being actions, until the hunt is over."""
         for happened in watcher.events(tick_seconds):
             watcher.planted = self._player.planting().bugs  # for a text of another attempt
-            if isinstance(happened, Key):
-                yield from self._pressed(happened.character, keys)
-            elif isinstance(happened, Typed):
-                yield from self._typed(happened.line, keys)
-            else:
-                yield from self.handle(happened)
+            for event in self._events_of(happened, keys):
+                yield event
+                if isinstance(event, Probing):
+                    watcher.later(self.probe)
             if self.over:
                 return
+
+    def _events_of(self, happened: Happening, keys: Mapping[str, Action]) -> Iterator[Event]:
+        match happened:
+            case Key(character):
+                yield from self._pressed(character, keys)
+            case Typed(line):
+                yield from self._typed(line, keys)
+            case _:
+                yield from self.handle(happened)
+
+    def probe(self) -> Facts:
+        """Return what a probe of the learner's file sees, or raise `DojoError`; takes seconds."""
+        return probe(self._player.project, self._player.kata)
 
     def _pressed(self, character: str, keys: Mapping[str, Action]) -> Iterator[Event]:
         questioned, self._questioned = self._questioned, None
@@ -267,6 +311,18 @@ class Hunt(ABC):
                     yield RunFails(test)
             case Ran(result):
                 yield from self._judge(result)
+            case Logged(log):
+                band = read_band(self._player.kata.healthy_file)
+                drawn = curves(log.steps, band)
+                left = departures(log.steps, band, ended=not log.failure) if band else []
+                yield RunLogged(log, drawn, left)
+            case Action.PROBE:
+                self._player.look(MoveKind.PROBE)
+                yield Probing()
+            case Later(Facts() as facts):
+                yield Probed(facts)
+            case Later(DojoError() as error):
+                raise error
             case Counted(count):
                 yield BugsCounted(self._player.record_count(count))
             case Action.HINT:
@@ -355,6 +411,8 @@ class TimedHunt(Hunt):
             case Action.REVEAL:
                 yield Ended(Ending.REVEALED)
             case Failed(test) if not self.round.may_name(test):
+                pass
+            case Logged() if self.round.names is Names.NEVER:
                 pass
             case Counted(count) if self.round.names is not Names.SHOWN:
                 self._player.record_count(count)  # for the debrief

@@ -10,7 +10,7 @@ from typing import NoReturn, TextIO
 from dojo.runner import log_worker, worker
 from dojo.runner.fork import Fork
 from dojo.runner.protocol import Answer, LogRequest, Said, Stopped, read_line, send
-from dojo.testrun.guards import OUTPUT_BYTES
+from dojo.testrun.limits import OUTPUT_BYTES
 
 _LOOK = 0.1  # seconds until an ended process is seen whose end of the pipe others hold
 

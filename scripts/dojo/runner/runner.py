@@ -17,7 +17,6 @@ from dojo.runner.log import Event, LogReader, RunLog
 from dojo.runner.protocol import Account, Answer, LogRequest, Request, Stopped
 from dojo.runner.transport import Cold, Tell, Transport, Warm
 from dojo.testrun.device import cores
-from dojo.testrun.guards import OUTPUT_BYTES
 from dojo.testrun.implementation import (
     Implementation,
     Learner,
@@ -27,7 +26,7 @@ from dojo.testrun.implementation import (
     parse,
     write_variant,
 )
-from dojo.testrun.limits import Limits
+from dojo.testrun.limits import OUTPUT_BYTES, Limits
 from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 
 _MOST_PROCESSES = 4  # more would load a kata's file more often than they save time

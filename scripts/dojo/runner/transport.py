@@ -23,7 +23,7 @@ from dojo.runner.protocol import (
     Stopped,
     reply,
 )
-from dojo.testrun.guards import OUTPUT_BYTES
+from dojo.testrun.limits import OUTPUT_BYTES
 from dojo.testrun.results import TestResult
 
 Tell = Callable[[TestResult], None]

@@ -17,8 +17,8 @@ from typing import Any
 from _pytest.outcomes import Failed
 
 from dojo.errors import typed
+from dojo.testrun.limits import OUTPUT_BYTES
 
-OUTPUT_BYTES = 16 * 2**20
 _WAITING = 3  # times as long as its processor time a test may take on the wall
 
 

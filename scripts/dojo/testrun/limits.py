@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 
 from dojo.errors import DojoError
 
+OUTPUT_BYTES = 16 * 2**20  # that the code may print; nobody reads more
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -18,8 +18,19 @@ from dojo.errors import DojoError
 from dojo.history.sessions import Ending
 from dojo.kata.bug import Bug
 from dojo.learner.player import Judgement
-from dojo.learner.watcher import Counted, Failed, Happening, Ran, Started, Tick, watching
-from dojo.practice.debrief import HINT_COSTS
+from dojo.learner.watcher import (
+    Counted,
+    Failed,
+    Happening,
+    Later,
+    Logged,
+    Ran,
+    Started,
+    Tick,
+    Watching,
+    watching,
+)
+from dojo.practice.debrief import HINT_COSTS, PROBE_COSTS
 from dojo.practice.loop import (
     Action,
     Asked,
@@ -30,8 +41,11 @@ from dojo.practice.loop import (
     Hinted,
     HintOn,
     Note,
+    Probed,
+    Probing,
     RunFails,
     RunJudged,
+    RunLogged,
     RunStarted,
     TimedHunt,
     TimeLeft,
@@ -44,17 +58,25 @@ from dojo.tui.note import NoteScreen
 from dojo.wording.debriefs import CHANGED
 from dojo.wording.events import event_line
 from dojo.wording.keys import PRACTICE, QUESTIONS, WORDS
+from dojo.wording.probes import probe_lines
 from dojo.wording.quantities import minutes
 from dojo.wording.runs import run_lines, tested
 from dojo.wording.welcome import planted_line, welcome_lines
 
 _TICK_SECONDS = 0.25
 _LATE_SECONDS = 60
+# The others come to the screen by itself.
+_FORWARDED = Started | Failed | Ran | Logged | Counted | Later
+
+
+def _as_typed(lines: Sequence[str]) -> Text:
+    """Return lines that are not wrapped: tables."""
+    return Text("\n".join(lines), no_wrap=True, overflow="ignore")
 
 
 def _binding(key: str, action: Action) -> Binding:
-    cost = f" (-{HINT_COSTS})" if action is Action.HINT else ""
-    return Binding(key, f"ask({action.name!r})", WORDS[action] + cost)
+    costs = {Action.HINT: f" (-{HINT_COSTS})", Action.PROBE: f" (-{PROBE_COSTS})"}
+    return Binding(key, f"ask({action.name!r})", WORDS[action] + costs.get(action, ""))
 
 
 class HuntScreen(Screen[Ending | None]):
@@ -81,8 +103,10 @@ class HuntScreen(Screen[Ending | None]):
         self._round = hunt.round
         self._runner = runner
         self._tests: Group | Text = Text("the tests are getting ready ...")
-        self._shows_diff = False
+        self._shows_other: Action | None = None  # what stands in place of the tests
         self._judged: RunJudged | None = None
+        self._logged: RunLogged | None = None
+        self._watcher: Watching | None = None
 
     def compose(self) -> ComposeResult:
         """Lay out the clock, the brief beside the verdict, the notes and the keys."""
@@ -117,10 +141,11 @@ class HuntScreen(Screen[Ending | None]):
         worker = get_current_worker()
         try:
             with watching(self._round.kata, self._runner, planted) as watcher:
+                self._watcher = watcher
                 for happening in watcher.events(_TICK_SECONDS):
                     if worker.is_cancelled:
                         return
-                    if isinstance(happening, Started | Failed | Ran | Counted):
+                    if isinstance(happening, _FORWARDED):
                         self.post_message(self.Happened(happening))
         except DojoError as error:
             self.post_message(self.Happened(error))
@@ -139,8 +164,8 @@ class HuntScreen(Screen[Ending | None]):
             self.app.push_screen(NoteScreen(), self._write_down)
         elif action in QUESTIONS:
             self._confirm(QUESTIONS[action], action)
-        elif action is Action.DIFF and self._shows_diff:
-            self._show_tests()  # the same key takes the diff away
+        elif action is self._shows_other:
+            self._show_tests()  # the same key takes it away
         else:
             self._take(action)
 
@@ -176,10 +201,21 @@ class HuntScreen(Screen[Ending | None]):
             case RunJudged():
                 verdict.border_subtitle = tested(event.result)
                 self._show_run(event)
+            case RunLogged():
+                self._logged = event
+                self._show_run_again()
+            case Probing():
+                self._note(event_line(event))
+                if self._watcher:
+                    self._watcher.later(self._hunt.probe)
+            case Probed(facts):
+                self._note("")
+                self._shows_other = Action.PROBE
+                self._show("probe", _as_typed(probe_lines(self._round.kata.name, facts, 0)))
             case BugsCounted(judgement):
                 self._show_count(judgement)
             case Compared(diff):
-                self._shows_diff = True
+                self._shows_other = Action.DIFF
                 self._show(CHANGED, diff_text(diff or event_line(event)))
             case Ended(ending):
                 self._finish(ending)
@@ -192,6 +228,8 @@ class HuntScreen(Screen[Ending | None]):
                 self._note(event_line(event))
 
     def _show_run(self, event: RunJudged) -> None:
+        if self._judged is None or self._judged.result is not event.result:
+            self._logged = None
         self._judged = event
         self._tests = self._lines(event.judgement)
         self._show_tests()
@@ -199,8 +237,7 @@ class HuntScreen(Screen[Ending | None]):
     def _show_count(self, judgement: Judgement) -> None:
         """Put the count under the tests on the screen, which stay where they are scrolled to."""
         self._tests = self._lines(judgement)
-        if not self._shows_diff:
-            self.query_one("#lines", Static).update(self._tests)
+        self._show_run_again()
 
     def _lines(self, judgement: Judgement) -> Group:
         name, event = self._round.kata.name, self._judged
@@ -208,9 +245,23 @@ class HuntScreen(Screen[Ending | None]):
         lines = run_lines(name, event.result, judgement, names=event.names, sealed=event.sealed)
         return indented(lines, bold=("  fails", name))
 
+    def _show_run_again(self) -> None:
+        """Put what is known by now of the run on the screen, unless something else stands there."""
+        if self._shows_other is None:
+            self.query_one("#lines", Static).update(self._with_curves())
+
     def _show_tests(self) -> None:
-        self._shows_diff = False
-        self._show("tests", self._tests)
+        self._shows_other = None
+        self._show("tests", self._with_curves())
+
+    def _with_curves(self) -> Group | Text:
+        """Return the tests, and below them the curves of a system's run."""
+        if self._logged is None:
+            return self._tests
+        from dojo.tui.curves import drawn  # not above: it loads what only systems need
+
+        width = self.query_one("#verdict").content_size.width
+        return Group(self._tests, drawn(self._logged, width))
 
     def _show(self, title: str, content: Group | Text) -> None:
         verdict = self.query_one("#verdict")

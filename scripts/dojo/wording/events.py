@@ -6,6 +6,7 @@ from dojo.practice.loop import (
     Hinted,
     Noted,
     Paused,
+    Probing,
     Questioned,
     Refused,
     Replanted,
@@ -24,6 +25,8 @@ def event_line(event: Event) -> str:
     match event:
         case Hinted(text) | Refused(text):
             return text
+        case Probing():
+            return "Probing the model ..."
         case Noted():
             return "Noted; the report sets it beside what you did."
         case Questioned(action):

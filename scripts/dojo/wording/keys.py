@@ -7,6 +7,7 @@ from dojo.practice.loop import Action
 PRACTICE = {
     "h": Action.HINT,
     "n": Action.NOTE,
+    "i": Action.PROBE,
     "d": Action.DIFF,
     "p": Action.PAUSE,
     "s": Action.SKIP,
@@ -15,6 +16,7 @@ PRACTICE = {
 }
 WATCH = {
     "h": Action.HINT,
+    "i": Action.PROBE,
     "d": Action.DIFF,
     "r": Action.RESET,
     "u": Action.UNDO,
@@ -24,6 +26,7 @@ WATCH = {
 WORDS = {
     Action.HINT: "hint",
     Action.NOTE: "note",
+    Action.PROBE: "probe",
     Action.DIFF: "diff",
     Action.PAUSE: "pause",
     Action.SKIP: "skip",

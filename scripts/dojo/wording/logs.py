@@ -1,16 +1,24 @@
 """The log of a system as lines: thinned out, numbers aligned, with what the code prints."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from dojo.instruments.curves import short
-from dojo.runner.log import Event, Printed
+from dojo.instruments.curves import Departure, short
+from dojo.runner.log import Event, Printed, RunLog
 from dojo.testrun.printed import printable
 from dojo.wording.quantities import count
 
 _LINES = 20  # about as many steps are shown of a run whose length is known
 _PRINTED = 10  # lines that are shown of what one step prints
 _DIGITS = 9  # of a number, with its sign, point and exponent
+
+
+def log_lines(log: RunLog, departures: Sequence[Departure]) -> list[str]:
+    """Return in a few lines how the run of a system went beside healthy ones."""
+    lines = [f"run: {departure}" for departure in departures]
+    if log.failure:
+        return [*lines, f"run: stopped at {log.failure}"]
+    return lines or ["run: every number like in healthy runs"]
 
 
 class LogLines:

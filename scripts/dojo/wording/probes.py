@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dojo.instruments.probe.facts import Facts, ModuleFacts, OptimizerFacts, ParameterFacts, Source
+from dojo.instruments.probe.findings import findings, notes
 from dojo.wording.quantities import count
+from dojo.wording.tables import render
 
 _NONE = "-"
 
@@ -23,6 +25,19 @@ def heading(name: str, facts: Facts, seed: int) -> str:
         return f"{name}: {count(facts.steps, 'test')}, seed {seed}; values are of the last call"
     cut = ", as many as there was time for" if facts.cut else ""
     return f"{name}: {count(facts.steps, 'step')} of run(){cut}, seed {seed}"
+
+
+def probe_lines(name: str, facts: Facts, seed: int) -> list[str]:
+    """Return all that was seen, in lines: what stands out first."""
+    if facts.empty:
+        return [f"{name}: the run broke: {facts.error}" if facts.error else nothing(name, facts)]
+    lines = [heading(name, facts, seed), ""]
+    lines += [f"* {finding.sentence}" for finding in findings(facts)] or ["Nothing stands out."]
+    for table in (module_table(facts), parameter_table(facts)):
+        if table.rows:
+            lines += ["", *render(table.header, table.rows).splitlines()]
+    lines += ["", *optimizer_lines(facts), *notes(facts)]
+    return [*lines, f"the run broke: {facts.error}"] if facts.error else lines
 
 
 def nothing(name: str, facts: Facts) -> str:

@@ -59,18 +59,23 @@ class LogReader:
         self.steps: list[dict[str, float]] = []
         self.failure: str | None = None  # none as long as the process has not said how it ended
         self._tell = tell
-        self._rest = ""
+        self._rest: list[str] = []  # the pieces of a line that is not finished
 
     def feed(self, text: str) -> None:
         """Take the next piece."""
-        *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            self._take(line)
+        first, *others = text.split("\n")
+        self._rest.append(first)
+        for piece in others:
+            self._take_rest()
+            self._rest = [piece]
 
     def close(self) -> None:
         """Tell of a last line that was not finished."""
-        if self._rest:
-            self._take(self._rest)
+        if any(self._rest):
+            self._take_rest()
+
+    def _take_rest(self) -> None:
+        self._take("".join(self._rest))
 
     def _take(self, line: str) -> None:
         printed, _, record = line.partition(_MARK)

@@ -36,6 +36,8 @@ def serve_log(request: LogRequest, requests: int, answers: TextIO) -> None:
                 stopped = Stopped.FLOOD if fork.size > OUTPUT_BYTES else None
             else:
                 fork.look()
+        if stopped is None and not fork.ended:
+            time.sleep(_LOOK)  # it has closed its end: let it say itself how it ended
     finally:
         fork.kill()
     status = None if fork.ended else fork.reap()

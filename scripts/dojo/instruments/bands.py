@@ -48,10 +48,6 @@ class Span:
         """Return the highest value that is not outside."""
         return self.high + self.margin
 
-    def holds(self, value: float) -> bool:
-        """Say whether a value is inside; NaN is not."""
-        return self.floor <= value <= self.ceiling
-
 
 @dataclass(frozen=True)
 class Extent:

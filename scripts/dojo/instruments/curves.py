@@ -44,10 +44,6 @@ class _Point:
     span: Span
 
     @property
-    def outside(self) -> bool:
-        return self.value is None or not self.span.holds(self.value)
-
-    @property
     def certain(self) -> bool:
         """Say whether no chance brings this about."""
         return self.value is None or math.isnan(self.value) or self.span.agreed
@@ -61,11 +57,14 @@ class _Point:
 
     @property
     def how(self) -> str:
+        """Say in which way it is outside; nothing if it is not."""
         if self.value is None:
             return "is missing"
         if math.isnan(self.value):
             return "is NaN"
-        return "is above healthy runs" if self.value > self.span.high else "is below healthy runs"
+        if self.value > self.span.ceiling:
+            return "is above healthy runs"
+        return "is below healthy runs" if self.value < self.span.floor else ""
 
 
 def curves(log: Log, band: Band | None) -> list[Curve]:
@@ -108,18 +107,21 @@ def _departures(curve: Curve) -> Iterator[Departure]:
         if span is not None
     ]
     patience = min(_PATIENCE, len(points))
-    groups = (list(group) for outside, group in groupby(points, attrgetter("outside")) if outside)
+    groups = (list(group) for how, group in groupby(points, attrgetter("how")) if how)
     stretches = [
         group for group in groups if len(group) >= patience or any(point.certain for point in group)
     ]
     if stretches:
-        first = stretches[0]
-        sentence = _sentence(curve.name, first, lasts=first[-1] is points[-1])
-        yield Departure(curve.name, first[0].step, sentence)
+        first = stretches[0][0].step
+        worst = max(stretches, key=lambda stretch: max(point.distance for point in stretch))
+        sentence = _sentence(curve.name, worst, lasts=worst[-1] is points[-1])
+        if worst[0].step != first:
+            sentence += f" (outside first at step {first})"
+        yield Departure(curve.name, first, sentence)
 
 
 def _sentence(name: str, stretch: list[_Point], *, lasts: bool) -> str:
-    """Say how a number leaves the band, with its value where it is farthest outside."""
+    """Say how a number is outside for some steps, with its value where it is farthest."""
     first, last = stretch[0].step, stretch[-1].step
     worst = max(stretch, key=lambda point: point.distance)
     healthy = f"healthy {short(worst.span.low)}"

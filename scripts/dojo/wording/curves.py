@@ -16,7 +16,7 @@ LEGEND = "⠒⠒ this run, ░░ healthy runs"
 
 _LABELS = 10  # columns for the values beside the axis
 _EMPTY = "\u2800"
-_DOTS = 2  # a character is that many wide
+_ACROSS, _UP = 2, 4  # the dots of a character
 
 
 def draw(curve: Curve, width: int, height: int) -> str:
@@ -68,7 +68,7 @@ def _band(curve: Curve, axis: Axis, columns: int, rows: int, steps: int) -> list
     if known:
         # In every column, also where healthy runs log a number only now and then.
         at = [step for step, _ in known]
-        columns_at = np.linspace(at[0], at[-1], _DOTS * columns)
+        columns_at = np.linspace(at[0], at[-1], _ACROSS * columns)
         floors = np.interp(columns_at, at, [axis.place(span.floor) for _, span in known])
         ceilings = np.interp(columns_at, at, [axis.place(span.ceiling) for _, span in known])
         for x, floor, ceiling in zip(columns_at, floors, ceilings, strict=True):
@@ -82,5 +82,7 @@ def _rows(canvas: Canvas) -> list[str]:
 
 
 def _canvas(columns: int, rows: int, steps: int) -> Canvas:
-    # A bit more than what is drawn: what lies on the border itself is cut off.
-    return Canvas(columns, rows, 0, 0, max(steps - 1, 1) + 0.01, 1.0001)
+    # Its limits are where the next dot would be.
+    across, up = _ACROSS * columns, _UP * rows
+    last = max(steps - 1, 1)
+    return Canvas(columns, rows, 0, 0, last * across / (across - 1), up / (up - 1))

@@ -1,8 +1,11 @@
 """What a probe finds in a model as it runs, and that it finds nothing where nothing is wrong."""
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -14,10 +17,12 @@ from dojo.instruments.probe.facts import Facts, OptimizerFacts, Source
 from dojo.instruments.probe.findings import findings, notes
 from dojo.instruments.probe.order import Order
 from dojo.kata import kata_toml
+from dojo.project import Project
 
 CLASSIFIER = '''
 """A small classifier of images."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -377,6 +382,14 @@ WRONG = {
         "The gradient of each of the 8 parameters was infinite or NaN as an optimiser took a step, "
         "first at step 1.",
     ),
+    "NaN in the weights": (
+        CLASSIFIER,
+        "        optimizer.step()\n",
+        "        optimizer.step()\n"
+        "        model.head.weight.data.mul_(math.nan if step == 4 else 1)\n",
+        "The outputs of head had NaN at step 6: its weights had.",
+        "",
+    ),
     "explosion": (
         CLASSIFIER,
         "x = F.relu(self.norm(self.conv(x)))",
@@ -442,8 +455,8 @@ WRONG = {
         LANGUAGE_MODEL,
         "self.wte.weight = self.lm_head.weight",
         "self.lm_head.weight.data = self.wte.weight.data",
-        "wte.weight and lm_head.weight are parameters of their own in the same memory: an "
-        "optimiser updates it for each.",
+        "wte.weight and lm_head.weight are not tied, yet in the same memory, which is updated for "
+        "each.",
     ),
     "warm-up again and again": (
         LANGUAGE_MODEL,
@@ -788,8 +801,8 @@ def test_a_run_without_modules_has_nothing_to_probe(system, probe, probed, monke
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("assert step < 2, 'diverged'", "AssertionError in run, line 48: diverged"),
-        ("raise SystemExit('over')", "SystemExit in run, line 48: over"),
+        ("assert step < 2, 'diverged'", "AssertionError in run, line 49: diverged"),
+        ("raise SystemExit('over')", "SystemExit in run, line 49: over"),
         ("while True: pass", "still running after 1 s: an endless loop?"),
     ],
 )
@@ -808,7 +821,7 @@ def test_a_run_that_broke_ends_in_an_error(system, probe, probed, monkeypatch):
     assert result.exit_code == 1
     assert result.output.startswith("02_system: 0 steps of run(), seed 0\n")
     assert result.output.splitlines()[-1] == (
-        "Error: 02_system: the run broke: ValueError in run, line 48: odd"
+        "Error: 02_system: the run broke: ValueError in run, line 49: odd"
     )
     facts = probed("def run(:\n")
     result = probe("system")
@@ -864,3 +877,13 @@ def test_wrong_usage_gets_a_reason(system, probe, arguments, code, reason):
 def test_facts_survive_the_way_between_processes(probed):
     facts = probed(LANGUAGE_MODEL, steps=3)
     assert Facts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys; from dojo.cli import main\n"
+        "try: main(['probe', '--help'])\n"
+        "except SystemExit: sys.exit(1 if {'torch', 'numpy', 'jinja2'} & set(sys.modules) else 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Project.here().root / "scripts")}
+    subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)

@@ -25,7 +25,7 @@ from dojo.wording.tables import render
     "--steps",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Take N steps of a system (default: its own, for 8 seconds at most).",
+    help="Take N steps of a system (default: its own, for 10 seconds at most).",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Of random data.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")

@@ -48,7 +48,11 @@ def ask(project: Project, module: str, request: dict[str, Any], seconds: float) 
         # The group outlives its first process where that has left others running.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
     return Told(_last(output), process.returncode, timed_out, time.monotonic() - started)
 
 

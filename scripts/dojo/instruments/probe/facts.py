@@ -36,6 +36,7 @@ class ModuleFacts:
     largest_at: int = 0  # step
     infinite_at: int | None = None  # step of the first call that gave plus infinity
     nan_at: int | None = None  # step of the first call that gave NaN from finite inputs
+    nan_weights: bool = False  # whether its parameters had NaN by then, or were infinite
     nan_call: int = 0  # that call's place among the calls of all modules
     ungraded: int = 0  # calls with gradients off
     training_ungraded: int = 0  # of these, in training mode

@@ -35,13 +35,13 @@ class Finding:
     names: tuple[str, ...]  # of modules, parameters or optimisers
 
 
-def listed(names: Sequence[str], last: str = "and") -> str:
+def listed(names: Sequence[str]) -> str:
     """Return the names in a sentence: all, or the first ones and how many more there are."""
     more = len(names) - _NAMED
     if more > 1:
-        return f"{', '.join(names[:_NAMED])} {last} {more} more"
+        return f"{', '.join(names[:_NAMED])} and {more} more"
     head = ", ".join(names[:-1])
-    return f"{head} {last} {names[-1]}" if head else names[-1]
+    return f"{head} and {names[-1]}" if head else names[-1]
 
 
 def agreeing(names: Sequence[str], one: str, several: str) -> str:

@@ -39,13 +39,12 @@ def notes(facts: Facts) -> list[str]:
 
 def _notes_of_a_run(facts: Facts) -> list[str]:
     said = []
-    if not facts.optimizers:
+    if not facts.optimizers and any(one.graded for one in facts.parameters):
         said.append("No optimiser of torch took a step, so who owns a parameter is not known.")
-    else:
-        by_hand = [one.name for one in facts.parameters if one.graded and parameters.by_hand(one)]
-        if by_hand:
-            it = agreeing(by_hand, "it", "them")
-            said.append(f"{listed(by_hand)} changed, though no optimiser of torch owns {it}.")
+    by_hand = [one.name for one in facts.parameters if one.graded and parameters.by_hand(one)]
+    if facts.optimizers and by_hand:
+        it = agreeing(by_hand, "it", "them")
+        said.append(f"{listed(by_hand)} changed, though no optimiser of torch owns {it}.")
     frozen = [one.name for one in facts.parameters if not one.trainable]
     if frozen:
         said.append(f"{listed(frozen)} {agreeing(frozen, 'is', 'are')} frozen.")

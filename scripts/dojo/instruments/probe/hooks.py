@@ -73,7 +73,6 @@ class _Call:
     module: nn.Module
     facts: ModuleFacts
     graded: bool
-    sound: bool  # what it was given has no NaN
 
 
 class Hooks:
@@ -99,9 +98,7 @@ class Hooks:
             global_hooks.register_module_module_registration_hook(self._registered),
             global_hooks.register_module_forward_pre_hook(self._begins),
             global_hooks.register_module_forward_hook(
-                self._ends,
-                with_kwargs=True,
-                always_call=True,
+                self._ends, with_kwargs=True, always_call=True
             ),
             optimizer_hooks.register_optimizer_step_pre_hook(self._steps),
             optimizer_hooks.register_optimizer_step_post_hook(self._stepped),
@@ -154,7 +151,7 @@ class Hooks:
                 self.kept[_top(self, module)] = None
         # The model's own, for inside a checkpoint gradients are off, and on again for the backward.
         graded = stack[0].graded if stack else torch.is_grad_enabled()
-        call = _Call(module, facts, graded, sound=True)
+        call = _Call(module, facts, graded)
         if stack:
             self._compare_modes(call, stack[0].module)
         elif graded and not _is_watched():
@@ -204,11 +201,12 @@ class Hooks:
             with torch.no_grad():
                 found = figures(value)
                 if found is not None:
-                    self._note(facts, found, (args, kwargs))
+                    self._note(module, found, (args, kwargs))
         except RuntimeError:  # a layout that lacks an operator, such as a sparse one
             return
 
-    def _note(self, facts: ModuleFacts, found: Figures, given: Any) -> None:
+    def _note(self, module: nn.Module, found: Figures, given: Any) -> None:
+        facts = self.modules[module]
         facts.mean, facts.spread, facts.size = found.mean, found.spread, found.size
         facts.zeros, facts.nans = found.zeros, found.nans
         if facts.first_size is None:
@@ -219,6 +217,7 @@ class Hooks:
             facts.infinite_at = self.step
         if found.nans and facts.nan_at is None and finite(given):
             facts.nan_at, facts.nan_call = self.step, self._calls
+            facts.nan_weights = not finite(list(module.parameters()))
 
     def _drops(self) -> None:
         stack = self._stack

@@ -18,9 +18,10 @@ def not_numbers(facts: Facts) -> Iterator[Finding]:
         return
     first = min(found, key=lambda one: one.nan_call)
     where = f" at step {first.nan_at}" if facts.source is Source.RUN else ""
+    but = ": its weights had" if first.nan_weights else ", and its inputs had none"
     yield Finding(
         Kind.NOT_A_NUMBER,
-        f"The outputs of {first.name} had NaN{where}, and its inputs had none.",
+        f"The outputs of {first.name} had NaN{where}{but}.",
         tuple(one.name for one in found),
     )
 

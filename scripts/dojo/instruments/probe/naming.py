@@ -63,7 +63,7 @@ class Gathered:
 def modules_and_parameters(hooks: Hooks) -> tuple[list[ModuleFacts], list[ParameterFacts]]:
     """Return the facts of all modules that were called, and of all parameters."""
     found = models(hooks)
-    labels = numbered(type(model).__name__ for model in found)
+    labels = _numbered(type(model).__name__ for model in found)
     modules: list[ModuleFacts] = []
     parameters: list[ParameterFacts] = []
     for label, model in zip(labels, found, strict=True):
@@ -71,7 +71,7 @@ def modules_and_parameters(hooks: Hooks) -> tuple[list[ModuleFacts], list[Parame
         modules += _named_modules(hooks, model, label, prefix)
         parameters += _parameters(hooks, model, prefix)
     held = {id(one) for model in found for one in model.parameters()}
-    names = optimizer_names(hooks)
+    names = _optimizer_names(hooks)
     for key, weight in hooks.weights.items():
         if key not in held and weight.owner is not None:
             parameters.append(_of_weight(weight, names[weight.owner] + weight.place, names))
@@ -83,16 +83,16 @@ def optimizers(hooks: Hooks) -> list[OptimizerFacts]:
     found: Iterable[Stepped] = hooks.optimizers.values()
     return [
         OptimizerFacts(name, one.steps, one.rates)
-        for name, one in zip(optimizer_names(hooks), found, strict=True)
+        for name, one in zip(_optimizer_names(hooks), found, strict=True)
     ]
 
 
-def optimizer_names(hooks: Hooks) -> list[str]:
+def _optimizer_names(hooks: Hooks) -> list[str]:
     """Return a name for each optimiser: its class, with a number where there are several."""
-    return numbered(type(one.optimizer).__name__ for one in hooks.optimizers.values())
+    return _numbered(type(one.optimizer).__name__ for one in hooks.optimizers.values())
 
 
-def numbered(names: Iterable[str]) -> list[str]:
+def _numbered(names: Iterable[str]) -> list[str]:
     """Return the names, from the second of each on with a number."""
     seen: Counter[str] = Counter()
     result = []
@@ -122,7 +122,7 @@ def _parameters(hooks: Hooks, model: nn.Module, prefix: str) -> list[ParameterFa
         tensors[id(tensor)] = tensor
     called = [hooks.modules[module] for module in model.modules() if module in hooks.modules]
     graded = any(one.calls > one.ungraded for one in called)
-    owners = optimizer_names(hooks)
+    owners = _optimizer_names(hooks)
     passes = max((hooks.weights[key].passes for key in names if key in hooks.weights), default=0)
     found = []
     for key, tensor in tensors.items():
@@ -133,7 +133,7 @@ def _parameters(hooks: Hooks, model: nn.Module, prefix: str) -> list[ParameterFa
         facts.shares_memory = tuple(
             names[other][0]
             for other, one in tensors.items()
-            if other != key and tensor.numel() and one.data_ptr() == tensor.data_ptr()
+            if other != key and one.data_ptr() == tensor.data_ptr() != 0
         )
         if not facts.owner:
             facts.chances = passes
@@ -181,7 +181,7 @@ def _together(before: ModuleFacts, after: ModuleFacts) -> ModuleFacts:
         if (first := getattr(before, name)) is not None:
             values[name] = first
     if before.nan_at is not None:
-        values["nan_call"] = before.nan_call
+        values |= {"nan_call": before.nan_call, "nan_weights": before.nan_weights}
     values["model"] = after.model or before.model
     if after.size is None:
         for name in ("shape", "dtype", "mean", "spread", "zeros", "nans", "size"):

@@ -66,10 +66,8 @@ def shared_memory(facts: Facts) -> Iterator[Finding]:
     """Yield parameters that are not tied, and lie in the same memory all the same."""
     found = [one for one in facts.parameters if one.shares_memory]
     if found:
-        sentence = (
-            f"{listed(_names(found))} are parameters of their own in the same memory: an optimiser "
-            "updates it for each."
-        )
+        twice = ", which is updated for each" if all(one.owner for one in found) else ""
+        sentence = f"{listed(_names(found))} are not tied, yet in the same memory{twice}."
         yield _finding(Kind.SHARED_MEMORY, sentence, found)
 
 

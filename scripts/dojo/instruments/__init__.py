@@ -1,1 +1,1 @@
-"""What makes a run visible. Imports torch, numpy and the standard library alone, but for a worker."""
+"""What makes a run visible. Imports torch, numpy and the standard library alone, but a worker."""

@@ -6,7 +6,9 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from click.testing import CliRunner
 
+from dojo.cli import main, probe_command
 from dojo.cli.events import event_lines
 from dojo.errors import DojoError
 from dojo.history.moves import MoveKind
@@ -271,3 +273,12 @@ async def seen(pilot, text):
         if text in shown:
             return
     raise AssertionError(f"{text!r} is not shown:\n{shown}")
+
+
+def test_looks_from_another_terminal_are_seen(project, system, history, monkeypatch):
+    monkeypatch.setattr(probe_command, "probe", lambda *_, **__: Facts(Source.RUN, 3, [], [], []))
+    for command in ("run", "probe"):
+        CliRunner().invoke(main, [command, "descent"], obj=project)
+    attempt = Player(project, system, history).attempt()
+    kinds = [move.kind for move in history.moves.of(attempt.id)]
+    assert kinds == [MoveKind.LOG, MoveKind.PROBE]

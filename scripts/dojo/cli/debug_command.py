@@ -9,6 +9,7 @@ import click
 
 from dojo.errors import DojoError, nearest, typed
 from dojo.history.history import History
+from dojo.history.moves import MoveKind
 from dojo.kata import catalogue
 from dojo.kata.kata import Kata
 from dojo.learner.player import Player
@@ -38,6 +39,7 @@ def command(project: Project, name: str, test: str | None) -> None:
     with History(project.history) as history:
         player = Player(project, kata, history)
         seed, sealed = player.last_seed(), player.sealed()
+        player.look(MoveKind.DEBUG)
     if seed is None:
         seed = secrets.randbelow(2**31)
     environment = dict(os.environ)

@@ -10,10 +10,13 @@ import click
 
 from dojo.cli import output
 from dojo.errors import DojoError
+from dojo.history.history import History
+from dojo.history.moves import MoveKind
 from dojo.instruments.probe.facts import Facts
 from dojo.instruments.probe.findings import findings, notes
 from dojo.instruments.probe.probing import probe
 from dojo.kata import catalogue
+from dojo.learner.player import Player
 from dojo.project import Project
 from dojo.wording import probes
 from dojo.wording.tables import render
@@ -50,7 +53,7 @@ def command(
     Runs a system's run(), or the tests of any other kata, on your file, and looks on through
     torch's own hooks. Of each module it shows the largest output of the last call; of each
     parameter the norm of its last gradient and of its weight, its last update over that weight, and
-    which optimiser owns it. Nothing is recorded.
+    which optimiser owns it. While a session runs in the kata, a probe costs points.
 
     What stands out is said in a sentence. An update is compared with the weight just before it. It
     is large if it is more than the weight, and of a bias if most are; not from zero, and not while
@@ -69,6 +72,8 @@ def command(
     kata = catalogue.find(project, name)
     if page is not None and as_json:
         raise click.UsageError("give --json or --html, not both")
+    with History(project.history) as history:
+        Player(project, kata, history).look(MoveKind.PROBE)
     facts = probe(project, kata, seed=seed, steps=steps)
     if as_json:
         click.echo(json.dumps(_plain(_document(kata.name, facts, seed)), allow_nan=False))

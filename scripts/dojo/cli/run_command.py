@@ -10,10 +10,13 @@ import click
 from dojo.cli import output
 from dojo.errors import DojoError, typed
 from dojo.files import revision
+from dojo.history.history import History
+from dojo.history.moves import MoveKind
 from dojo.instruments.bands import Band, read_band
 from dojo.instruments.curves import Curve, Departure, curves, departures
 from dojo.kata import catalogue
 from dojo.kata.kata import Kata
+from dojo.learner.player import Player
 from dojo.project import Project
 from dojo.runner.log import Event, RunLog, Step
 from dojo.runner.runner import Runner
@@ -46,7 +49,8 @@ def command(project: Project, name: str, seed: int, steps: int | None, page: Pat
     """Run a system: its log as it comes, then each number as a curve beside healthy runs.
 
     It calls `run` in your file, in a process of its own. What your code prints stands in the log.
-    It ends at the first NaN, and where a step takes longer than a test may. Nothing is recorded.
+    It ends at the first NaN, and where a step takes longer than a test may. The report of an
+    interview says that you looked.
 
     \b
     Example: kata run mini_gpt
@@ -59,6 +63,8 @@ def command(project: Project, name: str, seed: int, steps: int | None, page: Pat
             f"{kata.name} is no system: it has no run() and no log; "
             f"{typed('check', kata.name)} runs its tests"
         )
+    with History(project.history) as history:
+        Player(project, kata, history).look(MoveKind.LOG)
     band = _band(kata, steps)
     log = _Following(project, kata, band).run(seed, steps)
     drawn = curves(log.steps, band) if log.steps else []

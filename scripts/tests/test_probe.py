@@ -348,6 +348,13 @@ WRONG = {
         "model[2](model[:2](x).detach()), y)",
         "No gradient reached 0.weight and 0.bias in 10 backward calls.",
     ),
+    "gradients are lost": (
+        CLASSIFIER.replace("        optimizer.zero_grad()\n", ""),
+        "        optimizer.step()\n",
+        "        optimizer.zero_grad()\n        optimizer.step()\n",
+        "A backward pass gave each of the 8 parameters a gradient, and none was there as an "
+        "optimiser took its 12 steps.",
+    ),
     "a layer is not used": (
         CLASSIFIER,
         "self.drop = nn.Dropout(0.3)",
@@ -540,6 +547,10 @@ def test_what_is_no_fault_is_noted(probed):
     never_evaluated = CLASSIFIER.replace("            model.eval()\n", "")
     assert notes(probed(never_evaluated)) == [
         "Net was in training mode in 3 of 3 calls with gradients off."
+    ]
+    trained_once = CLASSIFIER.replace("        model.train()\n", "")
+    assert notes(probed(trained_once)) == [
+        "Net was in evaluation mode in 8 of 12 calls with gradients on."
     ]
 
 

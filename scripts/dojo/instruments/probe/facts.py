@@ -40,7 +40,8 @@ class ModuleFacts:
     nan_call: int = 0  # that call's place among the calls of all modules
     ungraded: int = 0  # calls with gradients off
     training_ungraded: int = 0  # of these, in training mode
-    statistics_ungraded: int = 0  # of these, that changed running statistics
+    evaluation_graded: int = 0  # calls with gradients on, in evaluation mode
+    statistics_ungraded: int = 0  # calls with gradients off that changed running statistics
     training_in_evaluation: int = 0  # calls in training mode inside a model in evaluation mode
     evaluation_in_training: int = 0  # calls in evaluation mode inside a model in training mode
     model: str = ""  # the class of that model

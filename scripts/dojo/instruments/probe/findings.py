@@ -48,10 +48,14 @@ def _notes_of_a_run(facts: Facts) -> list[str]:
     frozen = [one.name for one in facts.parameters if not one.trainable]
     if frozen:
         said.append(f"{listed(frozen)} {agreeing(frozen, 'is', 'are')} frozen.")
-    said += [
-        f"{one.name} was in training mode in {one.training_ungraded} of {one.ungraded} calls with "
-        "gradients off."
-        for one in facts.modules
-        if one.training_ungraded and one.is_model
-    ]
+    for one in facts.modules:
+        for mode, gradients, calls, among in (
+            ("training", "off", one.training_ungraded, one.ungraded),
+            ("evaluation", "on", one.evaluation_graded, one.calls - one.ungraded),
+        ):
+            if calls and one.is_model:
+                said.append(
+                    f"{one.name} was in {mode} mode in {calls} of {among} calls with gradients "
+                    f"{gradients}."
+                )
     return said

@@ -160,6 +160,7 @@ class Hooks:
         facts.calls += 1
         facts.ungraded += not graded
         facts.training_ungraded += not graded and module.training
+        facts.evaluation_graded += graded and not module.training
         if not graded and module.training and _keeps_statistics(module):
             facts.statistics_ungraded += 1
 

@@ -12,8 +12,9 @@ from dojo.instruments.probe.tensors import norm
 
 # Of one module or parameter, seen in several tests: what adds up, and what the first one says.
 _ADD_UP = (
-    *("calls", "ungraded", "training_ungraded", "statistics_ungraded"),
-    *("training_in_evaluation", "evaluation_in_training", "drops_ungraded", "drops_in_evaluation"),
+    *("calls", "ungraded", "training_ungraded", "evaluation_graded"),
+    *("statistics_ungraded", "training_in_evaluation", "evaluation_in_training"),
+    *("drops_ungraded", "drops_in_evaluation"),
 )
 _FIRST = ("nan_at", "infinite_at", "first_size")
 

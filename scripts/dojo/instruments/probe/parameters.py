@@ -21,10 +21,17 @@ def ownership(facts: Facts) -> Iterator[Finding]:
 def gradients(facts: Facts) -> Iterator[Finding]:
     """Yield gradients that never came, that were exactly zero, and that were not finite."""
     known = _known(facts)
-    none = [one for one in known if not one.gradients]
+    none = [one for one in known if _has_none(one)]
     if none:
         sentence = f"No gradient reached {_which(none, facts, 'any')} in {_times(none)}."
         yield _finding(Kind.NO_GRADIENT, sentence, none)
+    lost = [one for one in known if not one.gradients and not _has_none(one)]
+    if lost:
+        sentence = (
+            f"A backward pass gave {_which(lost, facts)} a gradient, and none was there as an "
+            f"optimiser took its {_times(lost)}."
+        )
+        yield _finding(Kind.NO_GRADIENT, sentence, lost)
     zero = [one for one in known if _all_zero(one)]
     if zero:
         sentence = f"In {_times(zero)} the gradient of {_which(zero, facts)} was exactly zero."
@@ -90,6 +97,10 @@ def _known(facts: Facts) -> list[ParameterFacts]:
     ]
 
 
+def _has_none(one: ParameterFacts) -> bool:
+    return not one.gradients and one.gradient is None
+
+
 def _all_zero(one: ParameterFacts) -> bool:
     # At the first step LoRA's A has a gradient of zero, and so has what a zero weight is behind.
     return 1 < one.gradients == one.zero_gradients
@@ -103,9 +114,9 @@ def _moves_too_far(one: ParameterFacts) -> bool:
 
 
 def _hardly_moves(one: ParameterFacts, noise: float) -> bool:
-    if one.from_zero or one.largest_ratio is None or (one.gradient or 0.0) <= noise:
+    if one.from_zero or one.largest_ratio is None or not one.gradients:
         return False
-    return one.largest_ratio < SMALL
+    return one.largest_ratio < SMALL and (one.gradient or 0.0) > noise
 
 
 def _finding(kind: Kind, sentence: str, found: Sequence[ParameterFacts]) -> Finding:

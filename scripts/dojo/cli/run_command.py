@@ -23,7 +23,7 @@ from dojo.runner.runner import Runner
 from dojo.wording.logs import LogLines
 from dojo.wording.quantities import count
 
-_WIDEST, _HEIGHT = 100, 12  # of a curve, in characters
+_NARROWEST, _WIDEST, _HEIGHT = 40, 100, 12  # of a curve, in characters
 _STOPPED = 130  # the exit status of what Ctrl-C ends
 
 
@@ -156,7 +156,7 @@ def _show(drawn: Sequence[Curve]) -> None:
         text = BAND.sub(lambda match: click.style(match[0], fg="green"), text)
         return CURVE.sub(lambda match: click.style(match[0], fg="yellow", bold=True), text)
 
-    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    width = max(_NARROWEST, min(shutil.get_terminal_size().columns, _WIDEST))
     for curve in drawn:
         if len(curve.values) > 1:
             click.echo(f"\n{colour(draw(curve, width, _HEIGHT))}")

@@ -36,7 +36,7 @@ def draw(curve: Curve, width: int, height: int) -> str:
     rows, columns = height - 2, width - _LABELS - 2
     steps = max(len(curve.values), len(curve.spans))
     run, band = _run(curve, axis, columns, rows, steps), _band(curve, axis, columns, rows, steps)
-    labels = {rows - 1 - round(place * (rows - 1)): axis.value(place) for place in (0, 0.5, 1)}
+    labels = {row: axis.value(1 - row / (rows - 1)) for row in (0, rows // 2, rows - 1)}
     lines = [title]
     for row, (above, below) in enumerate(zip(run, band, strict=True)):
         label = f"{short(labels[row]):>{_LABELS}} ┤" if row in labels else " " * _LABELS + " │"

@@ -62,10 +62,10 @@ class LogLines:
         self._printed = 0
 
     def _shown(self) -> Iterator[str]:
-        if self._left is not None:
-            cells = (_cell(name, self._left.get(name)) for name in self._names)
+        numbers, self._left = self._left, None
+        if numbers is not None:
+            cells = (_cell(name, numbers.get(name)) for name in self._names)
             yield f"step {self._step:>5}  {'  '.join(cells)}".rstrip()
-        self._left = None
 
 
 def _cell(name: str, value: float | None) -> str:

@@ -202,6 +202,6 @@ def run(seed: int = 0, steps: int | None = None) -> Iterator[dict[str, float]]:
             val_set,
             steps=184 if steps is None else steps,
             batch_size=64,
-            lr=3e-3,
+            lr=1e-2,
             generator=generator,
         )

@@ -13,6 +13,7 @@ from torch import nn
 from dojo.testing import assert_matches, unchanged
 
 STEPS, EPOCH = 184, 23  # of a run
+MARK = 5
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,7 +43,7 @@ def trained(impl):
     return model, train_set, val_set, lines
 
 
-def train_on(impl, model, train_set, val_set, steps, batch_size, lr=3e-3, generator=None):
+def train_on(impl, model, train_set, val_set, steps, batch_size, lr=0.01, generator=None):
     generator = generator or torch.Generator().manual_seed(11)
     return impl.train(
         model, train_set, val_set, steps=steps, batch_size=batch_size, lr=lr, generator=generator
@@ -52,26 +53,32 @@ def train_on(impl, model, train_set, val_set, steps, batch_size, lr=3e-3, genera
 # Symptoms
 
 
+# What a healthy run ends with; of 50 seeds the extremes are 0.026 and 0.045 for the loss, 0.990 for
+# the accuracy, 0.023 and 0.080 in validation, and 0.972.
+HEALTHY = {
+    "loss": (0.015, 0.12),
+    "accuracy": (0.97, 1),
+    "val_loss": (0.01, 0.13),
+    "val_accuracy": (0.96, 1),
+}
+
+
 @pytest.mark.symptom
-def test_a_run_learns_its_training_images(log):
-    last = log[-1]
-    loss, accuracy = float(last["loss"]), float(last["accuracy"])
-    assert accuracy > 0.96, f"the run ends at a training accuracy of {accuracy:.3f}, not about 0.98"
-    assert 0.03 < loss < 0.2, f"the run ends at a training loss of {loss:.3f}, not about 0.1"
+def test_a_run_goes_as_a_healthy_one_does(log):
+    off = []
+    for name, (low, high) in HEALTHY.items():
+        value = float(log[-1][name])
+        if not low <= value <= high:
+            off.append(f"it ends with {name} {value:.3f}, a healthy one within {low} and {high}")
+    second = float(log[2 * EPOCH - 1]["val_loss"])
+    if not second < 0.22:  # of 50 seeds the highest is 0.155
+        off.append(f"val_loss is {second:.3f} after two epochs, and should be about 0.1")
     rates = [float(line["lr"]) for line in log]
-    top, end = max(rates), rates[-1]
-    assert 2e-3 < top < 4e-3, f"the learning rate goes up to {top:g}, not to 0.003"
-    rises = sum(later > sooner for sooner, later in itertools.pairwise(rates))
-    assert not rises, f"the learning rate should fall all the way; it rises at {rises} steps"
-    assert end < 1e-5, f"the learning rate should fall to almost nothing, and ends at {end:g}"
-
-
-@pytest.mark.symptom
-def test_a_run_reads_images_it_has_not_seen(log):
-    last = log[-1]
-    loss, accuracy = float(last["val_loss"]), float(last["val_accuracy"])
-    assert accuracy > 0.965, f"the run ends at a validation accuracy of {accuracy:.3f}, not at 0.99"
-    assert 0.01 < loss < 0.18, f"the run ends at a validation loss of {loss:.3f}, not about 0.08"
+    if not 0.007 < rates[0] < 0.013:
+        off.append(f"its learning rate begins with {rates[0]:g} and not with 0.01")
+    if rises := sum(later > sooner for sooner, later in itertools.pairwise(rates)):
+        off.append(f"its learning rate rises at {rises} steps, where it should fall all the way")
+    assert not off, "this run is not healthy: " + "; ".join(off)
 
 
 @pytest.mark.symptom
@@ -522,13 +529,16 @@ class Probe(nn.Module):
         self.seen.append((images.detach().clone(), self.training, torch.is_grad_enabled()))
         return self.linear(images.flatten(1).to(self.linear.weight.dtype) / 16)
 
-    def numbers(self, training):
-        """The numbers of the images, a list for each batch in this mode."""
-        return [images[:, 1, 1].tolist() for images, mode, _ in self.seen if mode == training]
+    def numbers(self):
+        """The numbers of the images of each batch of a `number_set`."""
+        batches = [images for images, *_ in self.seen if int(images[0, 0, 0]) == MARK]
+        return [images[:, 1, 1].tolist() for images in batches]
 
 
 def a_batch(count, classes=4):
-    return some_images(count), torch.randint(classes, (count,))
+    images = some_images(count)
+    images[:, 0, 0] = 0
+    return images, torch.randint(classes, (count,))
 
 
 def by_hand(model, images, labels):
@@ -684,8 +694,9 @@ def test_evaluation_changes_nothing(impl):
 
 
 def number_set(count, classes=4):
-    """Images that tell their number in a pixel, and labels."""
+    """Images that tell in a pixel that they are such, and in another their number; and labels."""
     images = some_images(count)
+    images[:, 0, 0] = MARK
     images[:, 1, 1] = torch.arange(count)
     return images, torch.randint(classes, (count,))
 
@@ -697,7 +708,7 @@ def test_an_epoch_shows_every_image_once(impl):
         steps = 3 * len(sizes)
         lines = list(train_on(impl, model, train_set, a_batch(6), steps, batch_size))
         assert len(lines) == steps, f"{len(lines)} lines of the log for {steps} steps"
-        batches = model.numbers(training=True)
+        batches = model.numbers()
         got = [len(batch) for batch in batches]
         assert got == 3 * sizes, f"17 images in batches of {batch_size}: {got}"
         for epoch in range(3):
@@ -713,7 +724,7 @@ def test_every_epoch_has_its_own_order(impl):
         model = Probe()
         generator = torch.Generator().manual_seed(seed)
         list(train_on(impl, model, train_set, a_batch(3), 15, 8, generator=generator))
-        flat = list(itertools.chain.from_iterable(model.numbers(training=True)))
+        flat = list(itertools.chain.from_iterable(model.numbers()))
         return [tuple(flat[start : start + 40]) for start in (0, 40, 80)]
 
     first = orders(1)
@@ -777,7 +788,7 @@ def test_the_log_has_means_over_the_epoch_so_far(impl):
     for step, line in enumerate(lines):
         if step % 4 == 0:
             sums, count = [0.0, 0.0], 0
-        numbers = [int(n) for n in model.numbers(training=True)[-1]]
+        numbers = [int(n) for n in model.numbers()[-1]]
         labels = train_set[1][numbers]
         loss, accuracy, *_ = by_hand(before, train_set[0][numbers], labels)
         sums = [total + x * len(labels) for total, x in zip(sums, (loss, accuracy), strict=True)]
@@ -811,8 +822,8 @@ def test_every_step_is_in_training_mode(impl):
     for mode in (True, False):
         model = Probe().train(mode)
         list(train_on(impl, model, number_set(10), a_batch(4), 9, 4))
-        steps = len(model.numbers(training=True))
-        assert steps == 9, f"of 9 steps {steps} are in training mode"
+        modes = [training for images, training, _ in model.seen if int(images[0, 0, 0]) == MARK]
+        assert modes == [True] * 9, f"training mode in the nine steps of three epochs: {modes}"
 
 
 @pytest.mark.parametrize("falling", [True, False], ids=["learnable", "contrary"])
@@ -880,7 +891,7 @@ def test_training_leaves_its_sets_alone(impl):
 def test_a_run_is_what_the_brief_says(impl, log):
     assert len(log) == STEPS, f"a run logs {len(log)} steps, not {STEPS}"
     for step, line in enumerate(log):
-        wanted = 3e-3 * (1 + math.cos(math.pi * step / STEPS)) / 2
+        wanted = 0.01 * (1 + math.cos(math.pi * step / STEPS)) / 2
         assert_number(line["lr"], wanted, f"the learning rate of step {step} of a run", 1e-7)
     evaluated = [step for step, line in enumerate(log) if "val_loss" in line]
     assert evaluated == list(range(EPOCH - 1, STEPS, EPOCH)), f"validation at steps {evaluated}"
@@ -903,4 +914,4 @@ def test_a_short_run(impl):
         lines = [dict(line) for line in impl.run(seed=1, steps=steps)]
         assert len(lines) == steps, f"steps={steps}: {len(lines)} lines"
         assert "val_loss" in lines[-1], "the last step has no validation"
-        assert_number(lines[0]["lr"], 3e-3, "the learning rate of the first step", 1e-9)
+        assert_number(lines[0]["lr"], 0.01, "the learning rate of the first step", 1e-9)

@@ -1,6 +1,5 @@
 """A small convolutional network that reads handwritten digits: data, model, loop, evaluation."""
 
-import copy
 import math
 from collections.abc import Iterator
 from itertools import pairwise
@@ -147,6 +146,11 @@ def evaluate(
     return loss / len(labels), correct / len(labels)
 
 
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of a model's weights and buffers, which no later step changes."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
 def train(
     model: nn.Module,
     train_set: Examples,
@@ -182,7 +186,7 @@ def train(
             val_loss, val_accuracy = evaluate(model, *val_set)
             log |= {"val_loss": val_loss, "val_accuracy": val_accuracy}
             if val_loss < best_loss:
-                best_loss, best_state = val_loss, copy.deepcopy(model.state_dict())
+                best_loss, best_state = val_loss, snapshot(model)
         yield log
     model.load_state_dict(best_state)
 

@@ -426,6 +426,26 @@ def test_positions_are_exact_in_half_precision(impl):
         assert_matches(late, early, what, rtol=0, atol=0.25)
 
 
+def test_positions_of_a_long_text(impl):
+    # Longer than the tables that one makes in advance.
+    model = model_of(impl, num_hidden_layers=1, sliding_window=2)
+    ids = tokens(1, 8).repeat(1, 540)
+    with torch.no_grad():
+        logits = fed(model, cache_of(impl, 1, 4320, sliding_window=2), ids, [720] * 6)
+    what = "logits of the same tokens at column 8 and at column 4,312"
+    assert_matches(logits[:, -8:], logits[:, 8:16], what, atol=0.02)
+
+
+def test_large_activations_in_float16(impl):
+    # Their squares are beyond its range.
+    model = model_of(impl, torch.float16)
+    with torch.no_grad():
+        model.get_parameter("model.embed_tokens.weight").mul_(250)
+    ids = tokens(2, 7)
+    what = "logits in float16 where the stream holds values of hundreds"
+    assert_rows_match(model, model(ids), ids, torch.ones_like(ids).bool(), what, atol=0.05)
+
+
 def test_large_scores(impl):
     # Scores of thousands, as large activations make them.
     model = model_of(impl, num_hidden_layers=1)
@@ -487,6 +507,10 @@ def test_calls_are_repeatable(impl):
         "logits",
         atol=ATOL,
     )
+    for lengths in ([3, 2], [12, 5], [12, 7], [4, 4]):
+        ids, mask = padded_batch(lengths)
+        logits = model(ids, attention_mask=mask)
+        assert_rows_match(model, logits, ids, mask, "logits after calls of other shapes and masks")
     for training in (True, False):
         model.train(training)
         with torch.no_grad():
@@ -504,7 +528,7 @@ def test_a_padded_row_is_what_it_is_alone(impl):
     for window in (None, 1, 5):
         model = model_of(impl, sliding_window=window)
         ids, mask = padded_batch([9, 3, 1, 6])
-        for given in (mask, mask.long(), mask.to(torch.uint8), mask.int()):
+        for given in (mask, mask.long(), mask.to(torch.uint8), 3 * mask.int()):
             with unchanged(ids=ids, mask=given):
                 logits = model(ids, attention_mask=given)
             what = f"a padded batch without a cache, window {window}, mask in {given.dtype}"
@@ -911,9 +935,10 @@ def test_what_is_not_visible_has_no_influence(impl):
     visible = visible[:, :1].expand(2, 5, 7)
     hidden = ~visible[:, 0][:, None, :, None]
     before = impl.attend(q, k, v, visible)
-    after = impl.attend(q, k.masked_fill(hidden, 60.0), v.masked_fill(hidden, -1e4), visible)
-    what = "attention after keys and values that no query sees have changed"
-    assert_matches(after, before, what, rtol=0, atol=0)
+    for size in (60.0, -60.0, 1e30):
+        after = impl.attend(q, k.masked_fill(hidden, size), v.masked_fill(hidden, -size), visible)
+        what = f"attention after keys and values that no query sees have become {size:g}"
+        assert_matches(after, before, what, rtol=0, atol=0)
     ones = torch.ones_like(v)
     weights = impl.attend(q, k, ones, visible)
     assert_matches(weights, torch.ones_like(q), "the sum of the weights over the visible keys")

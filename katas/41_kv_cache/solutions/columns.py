@@ -1,4 +1,4 @@
-"""Style: one column at a time, through all layers, whatever the chunk; heads and rows in loops."""
+"""Style: one column at a time, through all layers, whatever the chunk; einsum over groups."""
 
 import math
 from dataclasses import dataclass
@@ -63,18 +63,15 @@ class Unstored:
 
 
 def attend(q, k, v, visible):
-    group = q.shape[1] // k.shape[1]
-    heads = []
-    for head in range(q.shape[1]):
-        query, key, value = q[:, head], k[:, head // group], v[:, head // group]
-        scores = torch.einsum("btd,bsd->bts", query, key).to(wide(q.dtype)) / math.sqrt(q.shape[3])
-        top = scores.masked_fill(~visible, -math.inf).amax(-1, keepdim=True)
-        top = top.masked_fill(top == -math.inf, 0).detach()
-        weights = torch.where(visible, scores - top, -math.inf).exp()
-        total = weights.sum(-1, keepdim=True)
-        weights = (weights / torch.where(total == 0, 1, total)).to(q.dtype)
-        heads.append(torch.einsum("bts,bsd->btd", weights, value))
-    return torch.stack(heads, dim=1)
+    q = q.unflatten(1, (k.shape[1], -1))
+    scores = torch.einsum("bkgtd,bksd->bkgts", q, k).to(wide(q.dtype)) / math.sqrt(q.shape[-1])
+    hidden = ~visible[:, None, None]
+    scores = scores.masked_fill(hidden, -math.inf)
+    top = scores.amax(-1, keepdim=True).detach()
+    weights = (scores - top.masked_fill(top == -math.inf, 0)).exp()
+    total = weights.sum(-1, keepdim=True)
+    weights = weights / total.masked_fill(total == 0, 1)
+    return torch.einsum("bkgts,bksd->bkgtd", weights.to(v.dtype), v).flatten(1, 2)
 
 
 def wide(dtype):

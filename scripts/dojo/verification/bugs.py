@@ -19,6 +19,7 @@ from dojo.verification.ledger import Ledger
 from dojo.verification.sets import larger_sets, pairs
 
 SEEDS, SEEDS_WHOLE = 1, 5
+SEEDS_OF_SYSTEMS = 2  # in a whole check: their tests take seconds, their symptoms have many seeds
 
 _Job = TypeVar("_Job")
 
@@ -44,7 +45,6 @@ class Verifier:
         self._project = project
         self._pool = pool
         self._whole = whole
-        self._seeds = SEEDS_WHOLE if whole else SEEDS
         self._has_gpu = has_gpu
         self._ran = ran
         self._ledger = Ledger(project, has_gpu)
@@ -54,9 +54,15 @@ class Verifier:
         if self._known(kata):
             return 0
         bugs = self._checkable(kata)
+        seeds = self._seeds(kata)
         sets = len(larger_sets(kata, bugs)) + (len(pairs(kata, bugs)) if self._whole else 0)
-        seeds = symptoms.SEEDS - self._seeds if kata.is_system and self._whole else 0
-        return self._seeds * (1 + len(kata.solutions) + len(bugs)) + sets + seeds
+        healthy = symptoms.SEEDS - seeds if kata.is_system and self._whole else 0
+        return seeds * (1 + len(kata.solutions) + len(bugs)) + sets + healthy
+
+    def _seeds(self, kata: Kata) -> int:
+        if not self._whole:
+            return SEEDS
+        return SEEDS_OF_SYSTEMS if kata.is_system else SEEDS_WHOLE
 
     def verify(self, kata: Kata) -> Findings:
         """Say what is wrong with a kata."""
@@ -105,7 +111,7 @@ class Verifier:
             return runner.run(kata, Reference(), seed)
 
         results = []
-        for seed, result in self._map(run, range(self._seeds), findings):
+        for seed, result in self._map(run, range(self._seeds(kata)), findings):
             if result.verdict is not Verdict.PASSED:
                 findings.problems.append(refusal(result, seed))
                 return False
@@ -127,7 +133,7 @@ class Verifier:
             return runner.run(kata, Solution(path), seed, first_failure=True)
 
         refused = set()
-        jobs = [(path, seed) for path in kata.solutions for seed in range(self._seeds)]
+        jobs = [(path, seed) for path in kata.solutions for seed in range(self._seeds(kata))]
         for (path, seed), result in self._map(run, jobs, findings):
             if result.verdict is not Verdict.PASSED and path not in refused:
                 refused.add(path)
@@ -143,7 +149,7 @@ class Verifier:
 
         first = {}
         caught = dict.fromkeys((bug.id for bug in bugs), True)
-        jobs = [(bug, seed) for bug in bugs for seed in range(self._seeds)]
+        jobs = [(bug, seed) for bug in bugs for seed in range(self._seeds(kata))]
         for (bug, seed), result in self._map(run, jobs, findings):
             if seed == 0:
                 first[bug.id] = result
@@ -174,7 +180,7 @@ class Verifier:
         def run(runner: Runner, seed: int) -> RunResult:
             return runner.run(kata, Reference(), seed, only=shown, first_failure=True)
 
-        for seed, result in self._map(run, range(self._seeds, symptoms.SEEDS), findings):
+        for seed, result in self._map(run, range(self._seeds(kata), symptoms.SEEDS), findings):
             if result.verdict is not Verdict.PASSED:
                 findings.problems.append(refusal(result, seed))
         band = read_band(kata.healthy_file)

@@ -532,6 +532,50 @@ def test_the_loss_is_scaled_before_it_goes_back(impl):
     )
 
 
+def test_small_gradients_survive_in_float16(impl):
+    """Gradients of about 1e-7, which float16 holds only while they are scaled."""
+
+    class Faint(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = small(dtype=torch.float16)
+
+        def forward(self, ids):
+            return self.body(ids).float() * 1e-6
+
+    model = Faint()
+    oracle, training = Oracle(model), trainer(impl, model, init_scale=2.0**16)
+    for number, window in enumerate(windows(2)):
+        log, wanted = training.step(window), oracle.step(window, 2.0**16)
+        assert_log(log, wanted, f"step {number} on gradients of about 1e-7 in float16", rel=3e-3)
+
+
+def test_masters_are_made_with_the_trainer(impl):
+    model = small()
+    oracle, training = Oracle(model), trainer(impl, model)
+    with torch.no_grad():
+        for p in [*model.parameters(), *oracle.model.parameters()]:
+            p.fill_(0.5)
+    window = windows(1)[0]
+    list(training.train(window))
+    oracle.step(window)
+    assert_same_weights(model, oracle.model, "a step from masters, of weights set by hand", 1e-4)
+
+
+def test_batches_of_any_layout(impl):
+    model = small()
+    oracle, training = Oracle(model), trainer(impl, model)
+    for number, window in enumerate(windows(3)):
+        turned = [(ids.t().contiguous().t(), y.t().contiguous().t()) for ids, y in window]
+        kept = list(turned)
+        log = training.step(turned)
+        assert_log(log, oracle.step(window), f"step {number} on transposed batches", rel=1e-4)
+        same = len(turned) == len(kept) and all(a is b for a, b in zip(turned, kept, strict=True))
+        assert same, "the list of micro-batches is changed"
+        got, wanted = impl.evaluate(model, turned), impl.evaluate(model, window)
+        assert_close(got, wanted, "evaluation on transposed batches")
+
+
 def test_an_overflow_leaves_no_trace(impl):
     for value in (math.inf, -math.inf, math.nan):
         for at in range(5):
@@ -888,14 +932,16 @@ def test_modes_and_batches_stay(impl):
 def test_trainers_do_not_meet(impl):
     model = small()
     first, second = copy.deepcopy(model), copy.deepcopy(model)
-    oracles = Oracle(first), Oracle(second, max_lr=0.05)
-    trainers = trainer(impl, first), trainer(impl, second, max_lr=0.05)
+    settings = config(impl)
+    oracles = Oracle(first), Oracle(second)
+    trainers = impl.Trainer(first, settings), impl.Trainer(second, settings)
     for _ in range(3):
         for training, oracle in zip(trainers, oracles, strict=True):
             window = windows(1)[0]
             assert_log(training.step(window), oracle.step(window), "one of two", rel=1e-4)
     assert_same_weights(first, oracles[0].model, "the first of two trainers", 1e-4)
     assert_same_weights(second, oracles[1].model, "the second of two trainers", 1e-4)
+    assert settings == config(impl), f"the settings are changed: {settings}"
 
 
 def test_initial_weights_of_the_model(impl):

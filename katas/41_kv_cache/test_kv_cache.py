@@ -1058,23 +1058,29 @@ def test_pad_id_has_no_influence(impl):
     assert answers[0] == answers[1] == answers[2], "the answers go by the padding's id"
 
 
-def test_no_column_is_fed_twice(impl):
+def test_no_column_is_fed_twice_and_none_after_the_end(impl):
     model = model_of(impl)
     prompts = [tokens(length).tolist() for length in (5, 2, 4)]
     free = impl.generate(model, prompts, 8, -1, 0)
-    for eos_id in (-1, free[0][3], free[1][1]):
+    for asked, eos_id in (
+        (prompts, -1),
+        (prompts, free[0][3]),
+        (prompts[:1], free[0][3]),
+        ([prompts[1]] * 2, free[1][1]),
+    ):
         shapes = []
         hook = model.register_forward_pre_hook(
             lambda _, args, named: shapes.append(tuple((args[0] if args else named["ids"]).shape)),  # noqa: B023
             with_kwargs=True,
         )
-        answers = impl.generate(model, prompts, 8, eos_id, 0)
+        answers = impl.generate(model, asked, 8, eos_id, 0)
         hook.remove()
-        longest = max(len(answer) for answer in answers)
-        expected = [(3, 5)] + [(3, 1)] * (longest - 1)
+        rows, longest = len(asked), max(len(prompt) for prompt in asked)
+        last = max(len(answer) for answer in answers)
+        expected = [(rows, longest)] + [(rows, 1)] * (last - 1)
         assert shapes == expected, (
-            f"for three prompts, the longest of 5 tokens, and answers of up to {longest}, the "
-            f"model is called with ids of the shapes {shapes}"
+            f"for {rows} prompts, the longest of {longest} tokens, and answers of up to {last}, "
+            f"the model is called with ids of the shapes {shapes}"
         )
 
 

@@ -627,12 +627,12 @@ def test_an_overflow_in_one_micro_batch_skips_the_step(impl):
 
 def test_overflows_in_a_row(impl):
     model = small()
-    oracle, training = Oracle(model), trainer(impl, model)
+    oracle, training = Oracle(model), trainer(impl, model, init_scale=4.0)
     window = windows(1)[0]
     with overflowing(model[0].weight):
         logs = [training.step(window) for _ in range(4)]
     scales = [log["scale"] for log in logs]
-    assert scales == [2.0**10, 2.0**9, 2.0**8, 2.0**7], f"scales of four overflows: {scales}"
+    assert scales == [4.0, 2.0, 1.0, 0.5], f"scales of four overflows: {scales}"
     assert [log["lr"] for log in logs] == [logs[0]["lr"]] * 4, "the learning rate moved on"
     for number, window in enumerate(windows(3)):
         what = f"step {number} after four overflows"
@@ -660,9 +660,11 @@ def test_when_the_scale_grows(impl):
 
 
 def test_a_growth_interval_of_one(impl):
-    training = trainer(impl, small(), growth_interval=1, init_scale=0.5)
-    scales = [training.step([batch(1, (2,))])["scale"] for _ in range(4)]
-    assert scales == [0.5, 1.0, 2.0, 4.0], f"growth_interval 1: the scales are {scales}"
+    for first in (0.5, 2.0**16, 2.0**40):
+        training = trainer(impl, small(), growth_interval=1, init_scale=first)
+        scales = [training.step([batch(1, (2,))])["scale"] for _ in range(10)]
+        wanted = [first * 2**step for step in range(10)]
+        assert scales == wanted, f"growth_interval 1: the scales are {scales}"
 
 
 def test_no_gradient_is_left(impl):
@@ -714,6 +716,9 @@ def test_frozen_and_tied_parameters(impl):
     assert_same_averages(training.ema, oracle, "4 steps, tied and frozen", 1e-4)
     assert_matches(model[1].weight.detach(), frozen, "a frozen weight", rtol=0, atol=0)
     assert_matches(training.ema[1].weight.detach(), frozen, "its average", rtol=0, atol=0)
+    with torch.no_grad():
+        model[1].weight.zero_()
+    assert_matches(training.ema[1].weight.detach(), frozen, "an average of its own", rtol=0, atol=0)
     asking = [model[n].weight.requires_grad for n in (0, 1)]
     assert asking == [True, False], f"requires_grad, which was True and False, is {asking}"
 
@@ -932,8 +937,8 @@ def test_modes_and_batches_stay(impl):
 def test_trainers_do_not_meet(impl):
     model = small()
     first, second = copy.deepcopy(model), copy.deepcopy(model)
-    settings = config(impl)
-    oracles = Oracle(first), Oracle(second)
+    settings = config(impl, warmup_steps=0)
+    oracles = Oracle(first, warmup_steps=0), Oracle(second, warmup_steps=0)
     trainers = impl.Trainer(first, settings), impl.Trainer(second, settings)
     for _ in range(3):
         for training, oracle in zip(trainers, oracles, strict=True):
@@ -941,7 +946,7 @@ def test_trainers_do_not_meet(impl):
             assert_log(training.step(window), oracle.step(window), "one of two", rel=1e-4)
     assert_same_weights(first, oracles[0].model, "the first of two trainers", 1e-4)
     assert_same_weights(second, oracles[1].model, "the second of two trainers", 1e-4)
-    assert settings == config(impl), f"the settings are changed: {settings}"
+    assert settings == config(impl, warmup_steps=0), f"the settings are changed: {settings}"
 
 
 def test_initial_weights_of_the_model(impl):

@@ -833,7 +833,8 @@ def test_every_step_is_in_training_mode(impl):
 
 
 @pytest.mark.parametrize("falling", [True, False], ids=["learnable", "contrary"])
-def test_the_weights_with_the_lowest_validation_loss_are_kept(impl, falling):
+@pytest.mark.parametrize("lr", [4e-3, 1e-5])
+def test_the_weights_with_the_lowest_validation_loss_are_kept(impl, falling, lr):
     # Of three epochs the last is the best one, or with contrary labels the first.
     images = some_images(12)
     labels = torch.arange(12) % 4
@@ -843,7 +844,7 @@ def test_the_weights_with_the_lowest_validation_loss_are_kept(impl, falling):
         model.linear.weight.zero_()
         model.linear.bias.zero_()
     lines, states = [], []
-    for line in train_on(impl, model, (images, labels), (images, val_labels), 3, 12, lr=0.004):
+    for line in train_on(impl, model, (images, labels), (images, val_labels), 3, 12, lr=lr):
         lines.append(line)
         states.append([p.detach().clone() for p in model.parameters()])
     losses = [line["val_loss"] for line in lines]
@@ -921,4 +922,6 @@ def test_a_short_run(impl):
         lines = [dict(line) for line in impl.run(seed=1, steps=steps)]
         assert len(lines) == steps, f"steps={steps}: {len(lines)} lines"
         assert "val_loss" in lines[-1], "the last step has no validation"
-        assert_number(lines[0]["lr"], 0.01, "the learning rate of the first step", 1e-9)
+        for step, line in enumerate(lines):
+            wanted = 0.01 * (1 + math.cos(math.pi * step / steps)) / 2
+            assert_number(line["lr"], wanted, f"the rate of step {step} of a run of {steps}", 1e-9)

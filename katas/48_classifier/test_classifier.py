@@ -850,6 +850,8 @@ def test_the_weights_with_the_lowest_validation_loss_are_kept(impl, falling, lr)
     losses = [line["val_loss"] for line in lines]
     best = losses.index(min(losses))
     assert best == (2 if falling else 0), f"validation losses {losses}"
+    left = by_hand(model, images, val_labels)[0]
+    assert_number(left, losses[best], "the validation loss of the weights that are left", 1e-7)
     for p, wanted in zip(model.parameters(), states[best], strict=True):
         what = f"validation losses {[round(loss, 3) for loss in losses]}: the weights that are left"
         assert_matches(p.detach(), wanted, what, rtol=0, atol=0)

@@ -88,7 +88,7 @@ def configure_optimizer(model, lr, weight_decay):
 def get_batch(ids, block_size, batch_size, generator):
     windows = ids.unfold(0, block_size + 1, 1)
     rows = windows[torch.randint(0, windows.size(0), (batch_size,), generator=generator)]
-    return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+    return rows[:, :-1].clone(), rows[:, 1:].clone()
 
 
 def share(step, steps):

@@ -20,7 +20,7 @@ _SHARED = (
     "scripts/dojo/kernels.py",
     "scripts/dojo/testrun/interpreter.py",
     "scripts/dojo/verification/mutation/result_store.py",
-    "fixtures/*.json",
+    "fixtures/*",
 )
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 

@@ -327,6 +327,7 @@ def test_one_step(impl):
         for weight_decay in (0.7, 0.0):
             model = small()
             changed = {"max_norm": max_norm, "weight_decay": weight_decay}
+            changed["betas"] = (0.3, 0.4) if weight_decay == 0 else (0.8, 0.95)
             oracle = Oracle(model, **changed)
             training = trainer(impl, model, **changed)
             window = [batch(3, (4, 6))]

@@ -209,7 +209,7 @@ class Verifier:
 
         def run(runner: Runner, chosen: tuple[Bug, ...]) -> RunResult:
             planted = Planted(tuple(bug.id for bug in chosen))
-            names = {name for bug in chosen for name in bug.killed_by}
+            names = _asked(kata, chosen)
             return runner.run(kata, planted, seed=0, only=names, first_failure=not whole)
 
         tally = Tally(planted=len(sets))
@@ -223,7 +223,7 @@ class Verifier:
                     f"{together}: not caught: {result.verdict} {result.detail}"
                 )
             elif whole:
-                findings.problems += _masked(chosen, failing)
+                findings.problems += _masked(chosen, failing, _asked(kata, chosen))
             if failing:
                 seen.append((chosen, result))
         return tally, seen
@@ -244,7 +244,7 @@ class Verifier:
         for chosen, result in together:
             if likeness.are_apart(chosen):
                 continue
-            names = {name for bug in chosen for name in bug.killed_by}
+            names = _asked(kata, chosen)
             if likeness.alike(result, alone, names):
                 doubtful.append(chosen)
         for chosen, result in self._map(run, doubtful, findings):
@@ -272,11 +272,21 @@ def caught_by(result: RunResult) -> set[str]:
     return {test.function for test in result.tests if test.outcome is Outcome.FAILED}
 
 
-def _masked(chosen: Sequence[Bug], failing: set[str]) -> Iterator[str]:
+def _asked(kata: Kata, chosen: Sequence[Bug]) -> set[str]:
+    """Return the tests that a set of bugs has to fail: of a pair in a system, its checks.
+
+    A symptom takes a second, and pairs are many; larger sets have to fail theirs too.
+    """
+    names = {name for bug in chosen for name in bug.killed_by}
+    checks = names - symptoms.symptoms(kata) if kata.is_system and len(chosen) == 2 else names
+    return checks or names
+
+
+def _masked(chosen: Sequence[Bug], failing: set[str], asked: set[str]) -> Iterator[str]:
     # A test of a bug's killed_by is about that bug, whatever else is planted.
     together = " + ".join(bug.id for bug in chosen)
     for bug in chosen:
-        for name in sorted(set(bug.killed_by) - failing):
+        for name in sorted(asked.intersection(bug.killed_by) - failing):
             yield (
                 f"{together}: {name} passes although {bug.id} is planted; "
                 f"it cannot stand in that bug's killed_by"

@@ -1197,6 +1197,7 @@ def test_a_short_run(impl):
     torch.rand(5)
     assert list(impl.run(seed=3, steps=4)) == log, "the same seed gives another run"
     assert list(impl.run(4, 4)) != log, "another seed gives the same run"
+    assert not list(impl.run(3, 0)), "a run of no steps has entries in its log"
 
 
 def test_the_log_of_the_run(log):

@@ -273,12 +273,12 @@ def caught_by(result: RunResult) -> set[str]:
 
 
 def _asked(kata: Kata, chosen: Sequence[Bug]) -> set[str]:
-    """Return the tests that a set of bugs has to fail: of a pair in a system, its checks.
+    """Return the tests that a set of bugs has to fail: of a system, its checks.
 
-    A symptom takes a second, and pairs are many; larger sets have to fail theirs too.
+    A symptom takes a second, and what is wrong in the whole may hide another symptom.
     """
     names = {name for bug in chosen for name in bug.killed_by}
-    checks = names - symptoms.symptoms(kata) if kata.is_system and len(chosen) == 2 else names
+    checks = names - symptoms.symptoms(kata) if kata.is_system else names
     return checks or names
 
 

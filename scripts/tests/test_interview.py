@@ -146,14 +146,14 @@ def test_the_report_sets_what_was_done_beside_the_bugs(project, system, practice
     back = look_back(history, attempt)
     assert back.taken_back == 1
     assert back.first_edit < back.first_fix
-    assert [entry.fixed for entry in back.entries][-1] == ("forgets-centre",)
+    assert [entry.fixed for entry in back.entries if entry.fixed] == [("forgets-centre",)]
     practice.finish(hunt.round, Ending.MISSED)
     (debrief,) = practice.debriefs()
     assert debrief.score == 50 - 5
     report = session_markdown(practice.session, [debrief])
     for said in (
         "Found 1 of 2 bugs: nearly the whole round.",
-        "before the file can have been read.",
+        "The first edit was tested after",
         "First looked closer after",
         ": probed the model.",
         "Said 1 time what they suspected.",
@@ -282,3 +282,35 @@ def test_looks_from_another_terminal_are_seen(project, system, history, monkeypa
     attempt = Player(project, system, history).attempt()
     kinds = [move.kind for move in history.moves.of(attempt.id)]
     assert kinds == [MoveKind.LOG, MoveKind.PROBE]
+
+
+def test_no_command_gives_away_what_an_interview_hides(project, system, practice, history):
+    round_ = practice.next_round()
+    for command in ("hint", "check"):
+        result = CliRunner().invoke(main, [command, "descent"], obj=project)
+        assert result.exit_code == 1
+        assert "02_descent is under way in an interview" in result.output
+    practice.finish(round_, Ending.MISSED)
+    assert "Hint 1" in CliRunner().invoke(main, ["hint", "descent"], obj=project).output
+
+
+def test_a_run_that_breaks_is_no_verdict_in_the_report(system, practice, history, runner):
+    hunt = TimedHunt(practice.next_round())
+    system.botched.write_text("def run(:")
+    hunt.handle(Ran(runner.run(system, seed=0)))
+    practice.finish(hunt.round, Ending.MISSED)
+    assert "| tested: no verdict |" in session_markdown(practice.session, practice.debriefs())
+
+
+def test_bugs_that_were_met_come_last(system, history):
+    bugs = tuple(
+        replace(system.bugs[0], id=f"bug-{n}", find=f"return {n}", killed_by=(f"test_{n}",))
+        for n in range(8)
+    )
+    system.reference.write_text("".join(f"def f{n}() -> int:\n    return {n}\n" for n in range(8)))
+    many = replace(system, bugs=bugs, default=("bug-0", "bug-1"))
+    rng = random.Random(3)
+    first = choose_bugs(many, history, Wishes(interview=True), rng)
+    history.start(many.name, first)
+    second = choose_bugs(many, history, Wishes(interview=True), rng)
+    assert len(set(first) & set(second)) <= len(first) + len(second) - len(bugs)

@@ -17,6 +17,7 @@ from dojo.practice.loop import (
     Ended,
     FreeHunt,
     Hinted,
+    HintWaits,
     NextKata,
     Paused,
     Questioned,
@@ -106,25 +107,24 @@ def test_a_run_starts_and_is_judged(free):
     assert event.judgement.count is None
     assert event.count_follows
     assert event.left is None
-    (counted,) = free.handle(Counted(Count(("subtracts-offset",))))
+    (counted,) = free.handle(Counted(Count(("subtracts-offset",)), "abc"))
     assert event_lines(counted, "01_scale")[0].startswith("01_scale: 1 of 2 bugs fixed. Stuck?")
-    (counted,) = free.handle(Counted(Count(("subtracts-offset",), at_least=True)))
+    (counted,) = free.handle(Counted(Count(("subtracts-offset",), at_least=True), "abc"))
     assert event_lines(counted, "01_scale")[0].startswith("01_scale: at least 1 of 2 bugs fixed")
 
 
 def test_an_interview_hides_the_count_but_records_it(timed, player, time):
     hunt = timed(budget=8.0, interview=True)
     hunt.handle(run(scale="failed", shift="passed"))
-    assert hunt.handle(Counted(Count(("subtracts-offset",)))) == []
+    assert hunt.handle(Counted(Count(("subtracts-offset",)), "abc")) == []
     assert player.history.last_count(player.attempt().id) == ("subtracts-offset",)
     time.seconds += 4.0
-    assert BugsCounted in map(type, hunt.handle(Counted(Count(()))))
+    assert BugsCounted in map(type, hunt.handle(Counted(Count(()), "abc")))
 
 
 def test_hints_are_of_what_was_left_at_the_last_count(free, kata):
     free.handle(run(scale="passed", shift="failed"))
-    free.handle(Counted(Count(("adds-factor",))))
-    free.handle(run(scale="passed", shift="failed"))
+    free.handle(Counted(Count(("adds-factor",)), "abc"))
     (hint,) = free.handle(Action.HINT)
     assert kata.bug("subtracts-offset").hints[0] in hint.text
 
@@ -258,7 +258,9 @@ def test_a_quiet_session_says_no_more_than_solved_or_not(timed, time):
     assert run_lines("01_scale", judged.result, judged.judgement, names=judged.names) == [
         "01_scale: not yet"
     ]
-    assert not any(isinstance(event, BugsCounted) for event in hunt.handle(Counted(Count(()))))
+    assert not any(
+        isinstance(event, BugsCounted) for event in hunt.handle(Counted(Count(()), "abc"))
+    )
     assert hunt.handle(Action.HINT)[0].text.startswith("Hint 1 of 3")
 
 
@@ -297,6 +299,16 @@ def test_a_digit_asks_for_a_hint_on_that_bug(timed):
     assert last.text.startswith("Hint 1 of")
     assert total == 1 or f"bug {total} of {total}" in last.text
     assert f"no bug 9 of {total}" in none.text
+
+
+def test_a_hint_waits_until_the_bugs_that_are_gone_are_counted(free):
+    free.handle(run(scale="failed", shift="failed"))
+    assert free.handle(Action.HINT) == [HintWaits()]
+    counted, hinted = free.handle(Counted(Count(("adds-factor",)), "abc"))
+    assert isinstance(counted, BugsCounted)
+    assert hinted == Hinted("Hint 1 of 2, bug 2 of 2: Which way does it shift?")
+    (again,) = free.handle(Action.HINT)
+    assert isinstance(again, Hinted)
 
 
 def test_keys_are_actions_and_unknown_ones_nothing(free):

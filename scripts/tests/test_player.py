@@ -38,7 +38,7 @@ def test_a_hint_can_be_about_one_bug_and_is_read_again(player):
     ]
     failing = [outcome("test_scale[2.0]", Outcome.FAILED)]
     player.record(RunResult(Verdict.FAILED, tuple(failing), "", 0.2, "abc"))
-    player.record_count(Count(("adds-factor",)))
+    player.record_count(Count(("adds-factor",)), "abc")
     assert "bug 1 of 2 is fixed" in player.give_hint(1)
 
 
@@ -49,7 +49,9 @@ def test_a_file_put_back_to_the_committed_text_is_said_to_hold_other_bugs(player
     kata.botched.write_text(kata.planted_source(kata.default))
     said = "your file holds the kata's default bug, not what was planted last"
     assert said in verdict_line(player.record(failing), "01_scale")
-    assert said in verdict_line(player.record_count(Count(("subtracts-offset",))), "01_scale")
+    assert said in verdict_line(
+        player.record_count(Count(("subtracts-offset",)), "abc"), "01_scale"
+    )
 
 
 def test_a_run_is_recorded_and_judged(player):
@@ -59,7 +61,7 @@ def test_a_run_is_recorded_and_judged(player):
     assert judgement.count is None
     attempt = player.attempt().id
     assert player.history.last_run(attempt).gone is None
-    assert player.record_count(Count(())).count == Count(())
+    assert player.record_count(Count(()), "abc").count == Count(())
     assert player.history.last_run(attempt).gone == ()
     passing = [outcome("test_scale[2.0]", Outcome.PASSED), outcome("test_shift", Outcome.PASSED)]
     judgement = player.record(RunResult(Verdict.PASSED, tuple(passing), "", 0.2, "def"))
@@ -73,7 +75,7 @@ def test_a_run_that_broke_proves_nothing(player):
     broken = [outcome("test_scale[2.0]", Outcome.ERROR), outcome("test_shift", Outcome.SKIPPED)]
     assert player.record(RunResult(Verdict.BROKEN, tuple(broken), "", 0.2)).count is None
     assert player.history.last_run(player.attempt().id).gone == ()
-    player.record_count(Count(("adds-factor",)))
+    player.record_count(Count(("adds-factor",)), "")
     crashed = (outcome("test_shift", Outcome.PASSED),)
     judgement = player.record(RunResult(Verdict.CRASHED, crashed, "", 0.2))
     assert judgement.count is None

@@ -5,6 +5,7 @@ import click
 from dojo.history.history import History
 from dojo.kata import catalogue
 from dojo.learner.player import Player
+from dojo.practice.session import refuse_in_interview
 from dojo.project import Project
 from dojo.runner.runner import Runner
 from dojo.wording.runs import run_lines
@@ -23,8 +24,9 @@ def command(project: Project, name: str, open_checks: bool) -> None:
     """
     kata = catalogue.find(project, name)
     with Runner(project) as runner, History(project.history) as history:
-        result = runner.run(kata)
         player = Player(project, kata, history, open_checks=open_checks)
+        refuse_in_interview(player)
+        result = runner.run(kata)
         judgement = player.judge(result, runner)
         for line in run_lines(kata.name, result, judgement, sealed=player.sealed()):
             click.echo(line)

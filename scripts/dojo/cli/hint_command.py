@@ -6,6 +6,7 @@ from dojo.files import revision
 from dojo.history.history import History
 from dojo.kata import catalogue
 from dojo.learner.player import Player
+from dojo.practice.session import refuse_in_interview
 from dojo.project import Project
 from dojo.runner.runner import Runner
 
@@ -30,6 +31,7 @@ def command(project: Project, name: str, number: int | None) -> None:
     kata = catalogue.find(project, name)
     with History(project.history) as history:
         player = Player(project, kata, history)
+        refuse_in_interview(player)
         if not _is_counted(player):
             with Runner(project) as runner:
                 player.judge(runner.run(kata), runner)

@@ -34,6 +34,7 @@ class Run:
     solved: bool
     seconds: float
     seed: int | None = None  # of the random data; none in what was recorded without it
+    whole: bool = True  # whether it came to its end
 
 
 class History:
@@ -93,7 +94,7 @@ class History:
         with self.database.transaction():
             self.database.execute(
                 "INSERT INTO run (attempt, at, revision, passed, failed, gone, solved, seconds, "
-                "seed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "seed, whole) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     attempt_id,
                     now(),
@@ -104,6 +105,7 @@ class History:
                     run.solved,
                     run.seconds,
                     run.seed,
+                    run.whole,
                 ),
             )
             if run.solved:
@@ -112,11 +114,11 @@ class History:
                     (now(), attempt_id),
                 )
 
-    def count(self, attempt_id: int, gone: Sequence[str]) -> None:
-        """Record which planted bugs are gone from the text of an attempt's newest run."""
+    def count(self, attempt_id: int, gone: Sequence[str], revision: str) -> None:
+        """Record which planted bugs are gone from the text of that revision."""
         self.database.execute(
-            "UPDATE run SET gone = ? WHERE id = (SELECT MAX(id) FROM run WHERE attempt = ?)",
-            (json.dumps(list(gone)), attempt_id),
+            "UPDATE run SET gone = ? WHERE attempt = ? AND revision = ?",
+            (json.dumps(list(gone)), attempt_id, revision),
         )
 
     def last_run(self, attempt_id: int) -> Run | None:
@@ -127,16 +129,16 @@ class History:
     def timed_runs(self, attempt_id: int) -> list[tuple[datetime, Run]]:
         """Return the runs of an attempt, oldest first, each with its moment."""
         rows = self.database.execute(
-            "SELECT at, revision, passed, failed, gone, solved, seconds, seed FROM run "
+            "SELECT at, revision, passed, failed, gone, solved, seconds, seed, whole FROM run "
             "WHERE attempt = ? ORDER BY id",
             (attempt_id,),
         )
         return [
             (
                 datetime.fromisoformat(at),
-                Run(revision, passed, failed, _names(gone), bool(solved), seconds, seed),
+                Run(rev, passed, failed, _names(gone), bool(solved), seconds, seed, bool(whole)),
             )
-            for at, revision, passed, failed, gone, solved, seconds, seed in rows
+            for at, rev, passed, failed, gone, solved, seconds, seed, whole in rows
         ]
 
     def last_count(self, attempt_id: int, until: str | None = None) -> tuple[str, ...]:

@@ -91,4 +91,8 @@ MIGRATIONS = (
         CREATE INDEX move_attempt ON move (attempt);
         """,
     ),
+    Migration(
+        "whether a run came to its end",
+        "ALTER TABLE run ADD COLUMN whole INTEGER NOT NULL DEFAULT 1;",
+    ),
 )

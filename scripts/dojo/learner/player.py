@@ -104,6 +104,7 @@ class Player:
                 solved,
                 run.seconds,
                 run.seed,
+                run.whole,
             ),
         )
         put_back = not solved and self._holds_default_text(attempt)
@@ -115,10 +116,13 @@ class Player:
         others = not set(default) <= set(attempt.planted)  # else mending leads there
         return others and self.workspace.text() == self.kata.planted_source(default)
 
-    def record_count(self, count: Count) -> Judgement:
-        """Record which planted bugs are gone from the text that ran last, and did not solve it."""
+    def record_count(self, count: Count, tested: str) -> Judgement:
+        """Record which planted bugs are gone from a text that ran and did not solve the kata.
+
+        `tested` is its revision.
+        """
         attempt = self.attempt()
-        self.history.count(attempt.id, count.gone)
+        self.history.count(attempt.id, count.gone, tested)
         planting = planting_of(self.kata, attempt)
         return Judgement(planting, False, count, self._holds_default_text(attempt))
 
@@ -134,7 +138,7 @@ class Player:
         passes = by_runs(self.kata, runner, secrets.randbelow(2**31)) if runner else without_runs
         planted, text = judgement.planting.bugs, self.workspace.text()
         count = count_gone(self.kata.correct_source, planted, text, passes)
-        return self.record_count(count) if count else judgement
+        return self.record_count(count, run.revision) if count else judgement
 
     def give_hint(self, number: int | None = None) -> str:
         """Return the next hint on a bug that is not gone, and record that it was given.

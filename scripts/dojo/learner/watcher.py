@@ -27,9 +27,10 @@ class Ran:
 
 @dataclass(frozen=True)
 class Counted:
-    """The planted bugs that are gone from that text are counted."""
+    """The planted bugs that are gone from a text are counted."""
 
     count: Count
+    revision: str  # of the text
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ class Watching:
             lambda candidate, bug: None if self._again else passes(candidate, bug),
         )
         if count is not None:
-            self._happened.put(Counted(count))
+            self._happened.put(Counted(count, tested))
 
 
 def _failed(result: RunResult) -> set[str]:

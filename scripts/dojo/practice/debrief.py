@@ -28,11 +28,15 @@ class Debrief:
     retrospect: Retrospect
 
     @property
+    def probes(self) -> int:
+        """Return how often the model was probed."""
+        return sum(move.kind is MoveKind.PROBE for _, move in self.retrospect.moves())
+
+    @property
     def score(self) -> int:
         """Return the points of a hundred: for bugs found, less what hints cost."""
         found = round(100 * len(self.gone) / max(1, len(self.planted)))
-        probes = sum(move.kind is MoveKind.PROBE for _, move in self.retrospect.moves())
-        return max(0, found - HINT_COSTS * self.hints - PROBE_COSTS * probes)
+        return max(0, found - HINT_COSTS * self.hints - PROBE_COSTS * self.probes)
 
 
 def debrief(player: Player, exercise: Exercise) -> Debrief | None:

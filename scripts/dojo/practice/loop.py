@@ -140,6 +140,11 @@ class Hinted:
 
 
 @dataclass(frozen=True)
+class HintWaits:
+    """A hint comes once it is known which bugs are gone, for it must not be about one of them."""
+
+
+@dataclass(frozen=True)
 class Noted:
     """A note is written down."""
 
@@ -212,6 +217,7 @@ Event = (
     | Probing
     | Probed
     | Hinted
+    | HintWaits
     | Noted
     | Questioned
     | Compared
@@ -232,6 +238,8 @@ class Hunt(ABC):
         """Begin with nothing judged."""
         self._player = player
         self._last: RunJudged | None = None
+        self._counting = False  # whether it is still being found out which bugs are gone
+        self._hint_waits: HintOn | Action | None = None
         self._questioned: Action | None = None  # waits for a yes
         self.over = False
 
@@ -323,8 +331,14 @@ class Hunt(ABC):
                 yield Probed(facts)
             case Later(DojoError() as error):
                 raise error
-            case Counted(count):
-                yield BugsCounted(self._player.record_count(count))
+            case Counted(count, revision):
+                yield BugsCounted(self._player.record_count(count, revision))
+                if asked := self._hint_waits:
+                    self._hint_waits = None
+                    yield from self._give_hint(asked.number if isinstance(asked, HintOn) else None)
+            case Action.HINT | HintOn() if self._counting:
+                self._hint_waits = happened
+                yield HintWaits()
             case Action.HINT:
                 yield from self._give_hint(None)
             case HintOn(number):
@@ -343,8 +357,11 @@ class Hunt(ABC):
         """Keep the newest run with what was counted of it, to show it again."""
         if isinstance(event, RunJudged):
             self._last = event
-        elif isinstance(event, BugsCounted) and self._last:
-            self._last = replace(self._last, judgement=event.judgement)
+            self._counting = event.count_follows
+        elif isinstance(event, BugsCounted):
+            self._counting = False
+            if self._last:
+                self._last = replace(self._last, judgement=event.judgement)
 
     def _give_hint(self, number: int | None) -> Iterator[Event]:
         """Give a hint; where it opens a check, show the last run again, with what that says."""
@@ -414,8 +431,9 @@ class TimedHunt(Hunt):
                 pass
             case Logged() if self.round.names is Names.NEVER:
                 pass
-            case Counted(count) if self.round.names is not Names.SHOWN:
-                self._player.record_count(count)  # for the debrief
+            case Counted(count, revision) if self.round.names is not Names.SHOWN:
+                self._counting = False
+                self._player.record_count(count, revision)  # for the debrief
             case Tick():
                 pass
             case _:

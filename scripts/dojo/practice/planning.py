@@ -1,6 +1,7 @@
 """Chooses what a practice session consists of: katas, their bugs, and the time for each."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -66,7 +67,8 @@ def choose_bugs(
 ) -> tuple[str, ...]:
     """Return the default bugs at the first attempt, and later a set that was not planted yet.
 
-    Once all sets were, it is another than the last time, if there is another.
+    Of several it is the one whose bugs were met least. Once all sets were planted, it is another
+    than the last time, if there is another.
     """
     attempts = [] if wishes.seed is not None else history.attempts(kata.name)
     if not (attempts or wishes.fresh or wishes.interview or wishes.gpu or wishes.seed is not None):
@@ -81,7 +83,8 @@ def choose_bugs(
     drawn = [_draw(kata, pool, count, rng) for _ in range(30)]
     new = [bugs for bugs in drawn if frozenset(bugs) not in met]
     other = [bugs for bugs in drawn if not met or frozenset(bugs) != met[-1]]
-    return (new or other or drawn)[0]
+    times = Counter(bug for planted in met for bug in planted)
+    return min(new or other or drawn, key=lambda bugs: sum(times[bug] for bug in bugs))
 
 
 def _draw(kata: Kata, pool: Sequence[Bug], count: int, rng: random.Random) -> tuple[str, ...]:

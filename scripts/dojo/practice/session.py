@@ -252,6 +252,19 @@ def unfinished(project: Project, history: History) -> Practice | None:
     return Practice(project, history, session) if session else None
 
 
+def refuse_in_interview(player: Player) -> None:
+    """Raise `DojoError` if the kata is part of an interview that goes on."""
+    session = player.history.sessions.unfinished()
+    if session is None or not session.interview:
+        return
+    for exercise in player.history.sessions.exercises(session.id):
+        if exercise.attempt == player.attempt().id and exercise.ending is None:
+            raise DojoError(
+                f"{player.kata.name} is under way in an interview, which gives no hints and judges "
+                "each save by itself"
+            )
+
+
 def last_time(history: History, kata: str) -> tuple[float, int] | None:
     """Return the seconds and the hints of a kata's last exercise, if one was ended."""
     met = [

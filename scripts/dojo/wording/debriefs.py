@@ -29,9 +29,11 @@ def over_line(name: str) -> str:
 
 def outcome_line(debrief: Debrief) -> str:
     """Return how a kata went, on one line."""
+    probes = f"{count(debrief.probes, 'probe')}, " if debrief.probes else ""
     return (
         f"{_ENDINGS[debrief.ending]}, {minutes(debrief.spent)} of {minutes(debrief.budget)}, "
         f"{count(debrief.runs, 'run')}, {count(debrief.hints, 'hint')}, "
+        f"{probes}"
         f"{debrief.score} points of 100"
     )
 

@@ -4,6 +4,7 @@ from dojo.practice.loop import (
     Compared,
     Event,
     Hinted,
+    HintWaits,
     Noted,
     Paused,
     Probing,
@@ -27,6 +28,8 @@ def event_line(event: Event) -> str:
             return text
         case Probing():
             return "Probing the model ..."
+        case HintWaits():
+            return "The hint comes once it is known which bugs are fixed."
         case Noted():
             return "Noted; the report sets it beside what you did."
         case Questioned(action):

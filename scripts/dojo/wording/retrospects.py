@@ -10,8 +10,6 @@ from dojo.practice.debrief import Debrief
 from dojo.practice.retrospect import Entry
 from dojo.wording.quantities import count, minutes
 
-_READING = 120.0  # seconds before the first edit that pass for having read the file
-
 _DID = {
     MoveKind.PROBE: "probed the model",
     MoveKind.LOG: "ran the system and read its log",
@@ -24,7 +22,12 @@ def interview_lines(debrief: Debrief) -> list[str]:
     titles = {bug.id: bug.title for bug in debrief.planted}
     lines = ["### What an onlooker saw", ""]
     lines += [f"- {sentence}" for sentence in _sentences(debrief)]
-    lines += ["", "### What you did, and when", "", "| time | |", "|---|---|"]
+    lines += ["", "### What you did, and when", ""]
+    lines += [
+        "Times count from the planting, waits and pauses too; those above leave these out.",
+        "",
+    ]
+    lines += ["| time | |", "|---|---|"]
     for entry in debrief.retrospect.entries:
         lines.append(f"| {minutes(entry.seconds)} | {_cell(_entry(entry, titles))} |")
     if debrief.ending is not Ending.SKIPPED:
@@ -37,10 +40,7 @@ def _sentences(debrief: Debrief) -> list[str]:
     said = [_level(len(debrief.gone), len(debrief.planted))]
     if back.first_edit is None:
         return [*said, "Nothing was edited."]
-    if back.first_edit < _READING:
-        said.append(f"Edited after {minutes(back.first_edit)}, before the file can have been read.")
-    else:
-        said.append(f"Read for {minutes(back.first_edit)} before the first edit.")
+    said.append(f"The first edit was tested after {minutes(back.first_edit)}.")
     looks = [(at, move.kind) for at, move in back.moves() if move.kind is not MoveKind.NOTE]
     if looks:
         at, kind = looks[0]
@@ -52,7 +52,7 @@ def _sentences(debrief: Debrief) -> list[str]:
         f"Said {count(notes, 'time')} what they suspected." if notes else "Wrote no suspicion down."
     )
     if back.first_fix is not None:
-        said.append(f"The first bug was gone after {minutes(back.first_fix)}.")
+        said.append(f"The first bug was seen gone after {minutes(back.first_fix)}.")
     if back.taken_back:
         said.append(f"Took {count(back.taken_back, 'edit')} back.")
     return said
@@ -80,9 +80,9 @@ def _entry(entry: Entry, titles: Mapping[str, str]) -> str:
         case Move(kind=kind):
             return _DID[kind]
         case Run(solved=True):
-            what = "tests: solved"
-        case Run(failed=failed):
-            what = f"tests: {failed} fail"
+            what = "tested: solved"
+        case Run(whole=whole):
+            what = "tested: not solved yet" if whole else "tested: no verdict"
     edited = "edited, " if entry.edited else ""
     fixed = "; fixed: " + ", ".join(titles.get(bug, bug) for bug in entry.fixed)
     return edited + what + (fixed if entry.fixed else "")

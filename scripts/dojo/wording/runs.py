@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dojo.learner.player import Judgement
 from dojo.practice.session import Names
 from dojo.testrun.results import Outcome, RunResult, TestResult
+from dojo.wording.quantities import count
 from dojo.wording.verdicts import failing_line, verdict_line
 
 _SAID = 3  # lines of a failure
@@ -40,14 +41,15 @@ def run_lines(
     lines = []
     for place, (function, tests) in enumerate(list(failing.items())[:_SHOWN]):
         cases = sum(test.function == function for test in result.tests)
-        count = f" ({len(tests)} of {cases} cases)" if cases > 1 else ""
-        lines += failure_lines(tests[0], count)
+        share = f" ({len(tests)} of {cases} cases)" if cases > 1 else ""
+        lines += failure_lines(tests[0], share)
         if place == 0:  # one picture; more would scroll it off the screen
             lines += _picture_lines(tests[0])
     if len(failing) > _SHOWN:
-        lines.append(f"  and {len(failing) - _SHOWN} more test functions fail")
+        lines.append(f"  fails too: {count(len(failing) - _SHOWN, 'more test function')}")
     if names is not Names.SHOWN and not judgement.solved:
-        later = "; which tests fail, once half the time is gone" if names is Names.LATER else ""
+        kind = "checks" if any(test.symptom for test in result.tests) else "tests"
+        later = f"; which {kind} fail, once half the time is gone" if names is Names.LATER else ""
         return [*lines, f"{name}: not yet{later}"]
     lines.append(f"  {failing_line(result.tests)}, {result.seconds:.2f} s")
     if judgement.solved or judgement.count or not judgement.planting.bugs:
@@ -60,13 +62,13 @@ def tested(result: RunResult) -> str:
     return f"revision {result.revision}, seed {result.seed}"
 
 
-def failure_lines(test: TestResult, count: str = "") -> list[str]:
+def failure_lines(test: TestResult, share: str = "") -> list[str]:
     """Return what a test that failed says, and what the code printed in it.
 
-    `count` tells how many of its cases failed.
+    `share` tells how many of its cases failed.
     """
     said = _indented(_parts(test)[0][:_SAID])
-    return [f"  fails: {test.function}{count}", *said, *_printed_lines(test.printed)]
+    return [f"  fails: {test.function}{share}", *said, *_printed_lines(test.printed)]
 
 
 def _printed_lines(printed: str) -> list[str]:

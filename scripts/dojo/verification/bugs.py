@@ -242,8 +242,6 @@ class Verifier:
 
         doubtful = []
         for chosen, result in together:
-            if likeness.are_apart(chosen):
-                continue
             names = _asked(kata, chosen)
             if likeness.alike(result, alone, names):
                 doubtful.append(chosen)

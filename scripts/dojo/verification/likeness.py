@@ -42,9 +42,3 @@ def problem(pair: tuple[Bug, ...], like: Collection[str]) -> str:
         f"{one.id} + {other.id} behave like {' and '.join(like)} alone: "
         f'write apart = ["{other.id}"] under {one.id}, and they are not drawn together'
     )
-
-
-def are_apart(pair: tuple[Bug, ...]) -> bool:
-    """Say whether the two are never drawn together."""
-    one, other = pair
-    return other.id in one.apart or one.id in other.apart

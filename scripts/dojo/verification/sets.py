@@ -8,12 +8,16 @@ from dojo.kata.bug import Bug
 from dojo.kata.kata import Kata
 from dojo.kata.planting import choose, conflict
 
-LARGER_SETS = 10
+LARGER_SETS, SMALLEST = 10, 3
 
 
 def pairs(kata: Kata, bugs: Sequence[Bug]) -> list[tuple[Bug, ...]]:
-    """Return every two bugs that go together."""
-    return [pair for pair in combinations(bugs, 2) if not conflict(kata.correct_source, pair)]
+    """Return every two bugs that go together, but for those that are kept apart."""
+    return [
+        pair
+        for pair in combinations(bugs, 2)
+        if not conflict(kata.correct_source, pair) and not _are_apart(pair)
+    ]
 
 
 def larger_sets(kata: Kata, bugs: Sequence[Bug]) -> list[tuple[Bug, ...]]:
@@ -21,7 +25,25 @@ def larger_sets(kata: Kata, bugs: Sequence[Bug]) -> list[tuple[Bug, ...]]:
     rng = random.Random(kata.name)
     found: dict[frozenset[str], tuple[Bug, ...]] = {}
     for _ in range(10 * LARGER_SETS):
-        chosen = choose(kata.correct_source, bugs, rng.randint(3, max(3, len(bugs) // 2)), rng)
-        if chosen and len(found) < LARGER_SETS:
-            found[frozenset(bug.id for bug in chosen)] = chosen
+        chosen = choose(
+            kata.correct_source, bugs, rng.randint(SMALLEST, max(SMALLEST, len(bugs) // 2)), rng
+        )
+        together = _without_those_apart(chosen or ())
+        if len(together) >= SMALLEST and len(found) < LARGER_SETS:
+            found[frozenset(bug.id for bug in together)] = together
     return list(found.values())
+
+
+def _without_those_apart(bugs: Sequence[Bug]) -> tuple[Bug, ...]:
+    """Return the bugs but for those that are kept apart from one before them."""
+    together: list[Bug] = []
+    for bug in bugs:
+        if not any(_are_apart((bug, other)) for other in together):
+            together.append(bug)
+    return tuple(together)
+
+
+def _are_apart(pair: tuple[Bug, ...]) -> bool:
+    """Say whether the two are never drawn together."""
+    one, other = pair
+    return other.id in one.apart or one.id in other.apart

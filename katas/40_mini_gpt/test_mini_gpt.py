@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch._dynamo  # making an optimiser imports it, a second that every run would pay
 from torch.nn.functional import scaled_dot_product_attention
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dojo.testing import (
     assert_any_layout,
@@ -990,6 +991,26 @@ def test_the_norm_is_that_of_this_step_before_clipping(impl):
     for name, value in theirs.items():
         assert math.isclose(numbers[name], value, rel_tol=1e-6), (
             f"{name} of a first step is {numbers[name]:.6g}, not {value:.6g}"
+        )
+
+
+def test_every_step_is_taken_on_clipped_gradients(impl):
+    taken = []
+
+    def look(optimizer, *_):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms = [gradient.norm() for gradient in gradients if gradient is not None]
+        taken.append(torch.stack(norms).norm().item() if norms else 0.0)
+
+    hook = register_optimizer_step_pre_hook(look)
+    try:
+        log = list(impl.train(made(impl, random_state(**SIZES)), tokens(30), 6, 0.01, 2, 1))
+    finally:
+        hook.remove()
+    for step, (numbers, norm) in enumerate(zip(log, taken, strict=True)):
+        assert math.isclose(norm, min(1.0, numbers["grad_norm"]), rel_tol=1e-4), (
+            f"step {step} is taken on gradients of norm {norm:.4g}; before clipping the log has "
+            f"{numbers['grad_norm']:.4g}"
         )
 
 

@@ -5,8 +5,9 @@ from click.testing import CliRunner
 
 from dojo.cli import debug_command, main
 from dojo.errors import DojoError
+from dojo.learner.counting import Count
 from dojo.learner.player import Player
-from dojo.learner.watcher import Failed, Ran
+from dojo.learner.watcher import Counted, Failed, Ran
 from dojo.practice import session
 from dojo.practice.loop import Action, FreeHunt, Hinted, RunFails, RunJudged, TimedHunt
 from dojo.practice.planning import Planned
@@ -121,6 +122,7 @@ def test_a_hint_shows_the_last_run_again_with_what_it_opened(project, system, hi
     (judged,) = hunt.handle(Ran(result))
     assert judged.sealed == frozenset(CHECKS)
     assert not tells("\n".join(run_lines("x", result, judged.judgement, sealed=judged.sealed)))
+    hunt.handle(Counted(Count(()), result.revision))
     hinted, again = hunt.handle(Action.HINT)
     assert isinstance(hinted, Hinted)
     lines = run_lines("x", result, again.judgement, sealed=again.sealed)
@@ -152,7 +154,7 @@ def test_an_interview_shows_symptoms_and_opens_the_checks_once_half_the_time_is_
     lines = run_lines("x", result, judged.judgement, names=judged.names, sealed=judged.sealed)
     assert "  fails: test_the_loss_falls" in lines
     assert not tells("\n".join(lines))
-    assert not any("checks fail" in line for line in lines)
+    assert not any("of 3 checks" in line for line in lines)
     seconds = 4.5
     *_, judged = (event for event in hunt.handle(Ran(result)) if isinstance(event, RunJudged))
     assert judged.sealed == frozenset()

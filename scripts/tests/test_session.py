@@ -70,7 +70,7 @@ def test_a_solved_kata_is_debriefed_and_graded(begin, opened):
 def test_half_of_the_bugs_give_half_of_the_points(begin, opened):
     round_, _ = opened(begin(600.0))
     round_.judge(FAILING)
-    round_.player.record_count(Count(("adds-factor",)))
+    round_.player.record_count(Count(("adds-factor",)), "abc")
     round_.judge(FAILING)  # and the session ends before they are counted again
     debrief = round_.end(Ending.REVEALED)
     assert debrief.gone == ("adds-factor",)

@@ -10,7 +10,7 @@ Runs the project's own tests: style and types, the tools, every kata's bugs. Fiv
 on two cores; what an earlier run proved of a kata is not proved again until something it rests on
 changes.
 
-  --all     the full check, as CI runs it, half an hour or more: also the slow tests (kills,
+  --all     the full check, as CI runs it, an hour or so: also the slow tests (kills,
             terminals, endless loops), every test of every bug's killed_by, and a sample of mutants
   --help    this text
 
@@ -42,9 +42,9 @@ step "style and types"
 "$PYTHON" -m ruff format --check --quiet .
 "$PYTHON" -m mypy
 if [ "$ALL" ]; then
-    step "the tools, the slow tests among them: some ten minutes on two cores"
+    step "the tools, the slow tests among them: some fifteen minutes on two cores"
     "$PYTHON" -m pytest scripts/tests -n auto --dist worksteal -q "$@"
-    step "every kata: each test of each bug's killed_by, alone and in every pair: some twenty minutes"
+    step "every kata: each test of each bug's killed_by, alone and in every pair: some forty minutes"
     "$PYTHON" -m dojo verify --whole
     step "a sample of mutants: two minutes"
     "$PYTHON" -m dojo verify --mutants --sample 16

@@ -483,10 +483,8 @@ def test_a_bug_of_a_system_that_shows_nowhere_outside_is_named(verify, descent):
 
 @pytest.mark.slow
 def test_the_symptoms_of_healthy_runs_are_looked_for_under_many_seeds(verify, descent):
-    edited(descent, "test_descent.py", "def log(impl):", "def log(impl, kata_seed):")
-    edited(descent, "test_descent.py", "seed=1", "seed=kata_seed")
     edited(descent, "kata.toml", 'find = "10.0 + seed % 7"', 'find = "10.0 +"')
-    edited(descent, "reference.py", "seed % 7", "1e9 * (seed == 40)")
+    edited(descent, "reference.py", "seed % 7", "1e9 * (seed == 41)")  # the tests give it seed 1
     verify("descent", "--healthy")
     assert (
         "reference does not pass test_the_loss_falls (--kata-seed 40)"

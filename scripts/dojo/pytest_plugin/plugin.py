@@ -141,13 +141,6 @@ def impl(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
         yield _implementation(folder, which, path, request.config)
 
 
-@pytest.fixture(scope="session")
-def kata_seed(pytestconfig: pytest.Config) -> int:
-    """Return the seed of this run, for what a whole module shares: its tests have their own."""
-    seed: int = pytestconfig.option.kata_seed
-    return seed
-
-
 def _implementation(
     folder: Path, which: Implementation, path: Path, config: pytest.Config
 ) -> ModuleType:

@@ -56,7 +56,7 @@ class Verifier:
         bugs = self._checkable(kata)
         seeds = self._seeds(kata)
         sets = len(larger_sets(kata, bugs)) + (len(pairs(kata, bugs)) if self._whole else 0)
-        healthy = symptoms.SEEDS - seeds if kata.is_system and self._whole else 0
+        healthy = symptoms.SEEDS - 1 if kata.is_system and self._whole else 0
         return seeds * (1 + len(kata.solutions) + len(bugs)) + sets + healthy
 
     def _seeds(self, kata: Kata) -> int:
@@ -178,11 +178,12 @@ class Verifier:
         kata, shown = findings.kata, symptoms.symptoms(findings.kata)
 
         def run(runner: Runner, seed: int) -> RunResult:
-            return runner.run(kata, Reference(), seed, only=shown, first_failure=True)
+            return symptoms.run_raised(runner, kata, seed)
 
-        for seed, result in self._map(run, range(self._seeds(kata), symptoms.SEEDS), findings):
+        for seed, result in self._map(run, range(1, symptoms.SEEDS), findings):
             if result.verdict is not Verdict.PASSED:
-                findings.problems.append(refusal(result, seed))
+                what = f"with each seed of run() raised by {seed}, the reference"
+                findings.problems.append(refusal(result, seed, what))
         band = read_band(kata.healthy_file)
         if band is None:
             return  # that it is missing is said elsewhere

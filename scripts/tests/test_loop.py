@@ -311,6 +311,15 @@ def test_a_hint_waits_until_the_bugs_that_are_gone_are_counted(free):
     assert isinstance(again, Hinted)
 
 
+def test_a_hint_that_waits_comes_in_a_quiet_session_too(timed):
+    hunt = timed(quiet=True)
+    hunt.handle(run(scale="failed", shift="failed"))
+    assert hunt.handle(Action.HINT) == [HintWaits()]
+    (hinted,) = hunt.handle(Counted(Count(()), "abc"))
+    assert isinstance(hinted, Hinted)
+    assert hinted.text.startswith("Hint 1 of 3")
+
+
 def test_keys_are_actions_and_unknown_ones_nothing(free):
     class Watcher:
         def events(self, tick_seconds):

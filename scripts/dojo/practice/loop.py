@@ -237,8 +237,7 @@ class Hunt(ABC):
     def __init__(self, player: Player) -> None:
         """Begin with nothing judged."""
         self._player = player
-        self._last: RunJudged | None = None
-        self._counting = False  # whether it is still being found out which bugs are gone
+        self._last: RunJudged | None = None  # the newest run, with what was counted of it
         self._hint_waits: HintOn | Action | None = None
         self._questioned: Action | None = None  # waits for a yes
         self.over = False
@@ -302,7 +301,8 @@ class Hunt(ABC):
         try:
             for event in self._handle(happened):
                 events.append(event)
-                self._remember(event)
+                if isinstance(event, RunJudged):
+                    self._last = event
                 if isinstance(event, Ended | NextKata):
                     self.over = True
                     break  # what comes of the same moment comes too late
@@ -332,11 +332,15 @@ class Hunt(ABC):
             case Later(DojoError() as error):
                 raise error
             case Counted(count, revision):
-                yield BugsCounted(self._player.record_count(count, revision))
+                judgement = self._player.record_count(count, revision)
+                if self._last:
+                    self._last = replace(self._last, judgement=judgement)
+                if self._may_count():
+                    yield BugsCounted(judgement)
                 if asked := self._hint_waits:
                     self._hint_waits = None
                     yield from self._give_hint(asked.number if isinstance(asked, HintOn) else None)
-            case Action.HINT | HintOn() if self._counting:
+            case Action.HINT | HintOn() if self._last and self._last.count_follows:
                 self._hint_waits = happened
                 yield HintWaits()
             case Action.HINT:
@@ -353,15 +357,9 @@ class Hunt(ABC):
             case Action.QUIT:
                 yield Ended()
 
-    def _remember(self, event: Event) -> None:
-        """Keep the newest run with what was counted of it, to show it again."""
-        if isinstance(event, RunJudged):
-            self._last = event
-            self._counting = event.count_follows
-        elif isinstance(event, BugsCounted):
-            self._counting = False
-            if self._last:
-                self._last = replace(self._last, judgement=event.judgement)
+    def _may_count(self) -> bool:
+        """Say whether the learner may know how many bugs are gone."""
+        return True
 
     def _give_hint(self, number: int | None) -> Iterator[Event]:
         """Give a hint; where it opens a check, show the last run again, with what that says."""
@@ -431,9 +429,6 @@ class TimedHunt(Hunt):
                 pass
             case Logged() if self.round.names is Names.NEVER:
                 pass
-            case Counted(count, revision) if self.round.names is not Names.SHOWN:
-                self._counting = False
-                self._player.record_count(count, revision)  # for the debrief
             case Tick():
                 pass
             case _:
@@ -447,6 +442,9 @@ class TimedHunt(Hunt):
         )
         if judgement.solved:
             yield Ended(Ending.SOLVED)
+
+    def _may_count(self) -> bool:
+        return self.round.names is Names.SHOWN
 
     def _hint(self, number: int | None) -> str:
         return self.round.hint(number)

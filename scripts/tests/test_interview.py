@@ -1,6 +1,5 @@
 """An interview: which system it takes, the notes, and the report at its end."""
 
-import asyncio
 import random
 import shutil
 from dataclasses import replace
@@ -24,8 +23,6 @@ from dojo.practice.planning import INTERVIEW_PLANTS, Planned, Wishes, choose_bug
 from dojo.practice.retrospect import look_back
 from dojo.runner.log import RunLog
 from dojo.runner.pool import runner_pool
-from dojo.runner.runner import Runner
-from dojo.tui.app import PracticeApp
 from dojo.verification import healthy
 from dojo.wording.debriefs import session_markdown
 from dojo.wording.keys import PRACTICE
@@ -243,36 +240,6 @@ def test_a_quiet_session_draws_no_curves(practice, monkeypatch):
     hunt = TimedHunt(practice.next_round())
     monkeypatch.setattr(hunt.round, "quiet", True)
     assert hunt.handle(Logged(RunLog(({"loss": 1.0},), "", 0.1))) == []
-
-
-def test_the_screen_shows_curves_below_the_tests_and_a_probe_in_their_place(
-    project, system, history, monkeypatch
-):
-    practice = session.begin(project, history, [Planned(system, system.default, 600.0)])
-    monkeypatch.setattr(loop, "probe", lambda project, kata: Facts(Source.RUN, 3, [], [], []))
-
-    async def script():
-        with Runner(project) as runner:
-            app = PracticeApp(practice, runner)
-            async with app.run_test(size=(140, 60)) as pilot:
-                await seen(pilot, "checks fail")
-                await seen(pilot, "this run")
-                await pilot.press("i")
-                await seen(pilot, "calls no module and no optimiser")
-                await pilot.press("i")
-                await seen(pilot, "this run")
-
-    asyncio.run(script())
-
-
-async def seen(pilot, text):
-    for _ in range(400):
-        await pilot.pause(0.05)
-        strips = pilot.app.screen._compositor.render_strips(pilot.app.screen.size)
-        shown = "\n".join(strip.text for strip in strips)
-        if text in shown:
-            return
-    raise AssertionError(f"{text!r} is not shown:\n{shown}")
 
 
 def test_looks_from_another_terminal_are_seen(project, system, history, monkeypatch):

@@ -11,10 +11,12 @@ from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 from dojo.files import revision
 from dojo.history.history import History
 from dojo.history.sessions import Ending
+from dojo.instruments.probe.facts import Facts, Source
 from dojo.learner.watcher import Ran, Tick
-from dojo.practice import session
+from dojo.practice import loop, session
 from dojo.practice.planning import Planned
 from dojo.practice.stopwatch import Clock
+from dojo.runner.runner import Runner as RealRunner
 from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 from dojo.tui.app import PracticeApp
 from dojo.tui.debrief import DebriefScreen
@@ -73,8 +75,8 @@ def shown(app):
     return "\n".join(line.text for line in lines)
 
 
-async def wait_for(pilot, text):
-    for _ in range(200):
+async def wait_for(pilot, text, looks=200):
+    for _ in range(looks):
         await pilot.pause(0.02)
         if text in shown(pilot.app):
             return shown(pilot.app)
@@ -139,6 +141,24 @@ def test_a_note_is_written_down_and_its_letters_are_no_keys(begin, kata):
     with History(practice._project.history) as history:
         (attempt,) = history.attempts(kata.name)
         assert [move.text for move in history.moves.of(attempt.id)] == ["squid"]
+
+
+def test_curves_stand_below_the_tests_and_a_probe_in_their_place(
+    project, system, history, monkeypatch
+):
+    practice = session.begin(project, history, [Planned(system, system.default, 600.0)])
+    monkeypatch.setattr(loop, "probe", lambda project, kata: Facts(Source.RUN, 3, [], [], []))
+
+    async def script(pilot):
+        await wait_for(pilot, "checks fail", looks=1000)  # a runner may have to start
+        await wait_for(pilot, "this run", looks=1000)
+        await pilot.press("i")
+        await wait_for(pilot, "calls no module and no optimiser")
+        await pilot.press("i")
+        await wait_for(pilot, "this run")
+
+    with RealRunner(project) as runner:
+        lead(PracticeApp(practice, runner), script, size=(140, 60))
 
 
 def test_skip_and_reveal_ask_first_and_the_next_kata_follows(begin):

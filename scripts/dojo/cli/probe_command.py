@@ -19,7 +19,6 @@ from dojo.kata import catalogue
 from dojo.learner.player import Player
 from dojo.project import Project
 from dojo.wording import probes
-from dojo.wording.tables import render
 
 
 @click.command(name="probe")
@@ -94,21 +93,17 @@ def command(
 
 def _show(name: str, facts: Facts, seed: int) -> None:
     click.secho(probes.heading(name, facts, seed), bold=True)
-    for one in (probes.module_table(facts), probes.parameter_table(facts)):
-        if one.rows:
-            click.echo()
-            click.echo(render(one.header, one.rows))
+    for line in probes.table_lines(facts):
+        click.echo(line)
     lines = [*probes.optimizer_lines(facts), *notes(facts)]
     if lines:
         click.echo()
     for line in lines:
         click.secho(line, dim=True)
     click.echo()
-    found = findings(facts)
-    for finding in found:
-        click.secho(f"* {finding.sentence}", fg="yellow")
-    if not found:
-        click.echo("Nothing stands out.")
+    colour = "yellow" if findings(facts) else None
+    for line in probes.finding_lines(facts):
+        click.secho(line, fg=colour)
 
 
 def _document(name: str, facts: Facts, seed: int) -> dict[str, Any]:

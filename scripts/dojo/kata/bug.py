@@ -1,5 +1,6 @@
 """A catalogued bug: an edit of the reference, and the story told about it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 # How the id of a bug begins that an operator made; see `dojo.kata.fresh`.
@@ -30,3 +31,9 @@ class Bug:
     apart: tuple[str, ...] = ()  # bugs with which it behaves like another: not drawn together
     over_fix_of: str = ""  # the bug of which it is a tempting fix, and a wrong one
     ask: tuple[Question, ...] = ()
+
+
+def kept_apart(bugs: Collection[Bug]) -> list[str]:
+    """Return the ids of those bugs that another of them is not to be drawn with."""
+    apart = {bug_id for bug in bugs for bug_id in bug.apart}
+    return [bug.id for bug in bugs if bug.id in apart]

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 
 from dojo.errors import DojoError
-from dojo.kata.bug import Bug
+from dojo.kata.bug import Bug, kept_apart
 from dojo.kata.kata import Kata
 from dojo.kata.planting import choose
 
@@ -26,8 +26,7 @@ def draw_bugs(
         chosen = choose(kata.correct_source, bugs, count, rng)
         if chosen is None:
             break
-        apart = {bug_id for bug in chosen for bug_id in bug.apart}
-        if apart.intersection(bug.id for bug in chosen):
+        if kept_apart(chosen):
             continue
         if len({frozenset(bug.killed_by) for bug in chosen}) == count:
             return tuple(bug.id for bug in chosen)

@@ -10,7 +10,7 @@ from types import GenericAlias
 from typing import Any
 
 from dojo.errors import CatalogueError, nearest
-from dojo.kata.bug import FRESH, Bug, Question
+from dojo.kata.bug import FRESH, Bug, Question, kept_apart
 from dojo.kata.kata import Decoy, Kata
 from dojo.kata.planting import conflict, plant, span
 
@@ -101,11 +101,7 @@ def _check(kata: Kata, path: Path) -> None:
                     f"{nearest(bug_id, sorted(seen))}"
                 )
     for number, decoy in enumerate(kata.decoys, 1):
-        count = source.count(decoy.find) if decoy.find else 0
-        if count != 1:
-            raise CatalogueError(
-                f"{path}: decoy {number}: find stands {count} times in reference.py, not once"
-            )
+        _check_place(source, decoy.find, f"{path}: decoy {number}")
     for bug_id in kata.default:
         if bug_id not in seen:
             raise CatalogueError(
@@ -118,17 +114,21 @@ def _check(kata: Kata, path: Path) -> None:
             f"{path}: level {kata.level} plants {wanted} different bugs by default, "
             f"not {len(kata.default)}"
         )
-    apart = {bug_id for name in kata.default for bug_id in kata.bug(name).apart}
-    if clashing := apart.intersection(kata.default):
+    default = [kata.bug(bug_id) for bug_id in kata.default]
+    if clashing := kept_apart(default):
         raise CatalogueError(f"{path}: default bug {min(clashing)} is kept apart from another")
-    if clash := conflict(source, [kata.bug(bug_id) for bug_id in kata.default]):
+    if clash := conflict(source, default):
         raise CatalogueError(f"{path}: default bugs {clash[0]} and {clash[1]} touch the same lines")
 
 
-def _check_edit(source: str, bug: Bug, where: str) -> None:
-    count = source.count(bug.find) if bug.find else 0
+def _check_place(source: str, find: str, where: str) -> None:
+    count = source.count(find) if find else 0
     if count != 1:
         raise CatalogueError(f"{where}: find stands {count} times in reference.py, not once")
+
+
+def _check_edit(source: str, bug: Bug, where: str) -> None:
+    _check_place(source, bug.find, where)
     if bug.find == bug.replace:
         raise CatalogueError(f"{where}: find and replace are the same")
     try:

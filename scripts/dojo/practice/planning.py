@@ -51,7 +51,11 @@ def plan(katas: Sequence[Kata], history: History, wishes: Wishes) -> list[Planne
     if wishes.gpu and not has_gpu():
         raise DojoError("--gpu needs a CUDA device, and none is here")
     rng = random.Random(wishes.seed)
-    chosen = list(wishes.named) or _choose(_candidates(katas, wishes), history, wishes, rng)
+    chosen = (
+        list(wishes.named)
+        or _interview_system(katas, history, wishes, rng)
+        or _choose(_candidates(katas, wishes), history, wishes, rng)
+    )
     minutes = wishes.minutes
     if minutes is None and not wishes.named and wishes.katas is None:
         minutes = DEFAULT_MINUTES
@@ -99,9 +103,6 @@ def _draw(kata: Kata, pool: Sequence[Bug], count: int, rng: random.Random) -> tu
 
 
 def _candidates(katas: Sequence[Kata], wishes: Wishes) -> list[Kata]:
-    systems = [kata for kata in katas if kata.is_system and not kata.draft]
-    if systems and _is_bare_interview(wishes):
-        return systems
     found = [
         kata
         for kata in katas
@@ -126,8 +127,6 @@ def _is_bare_interview(wishes: Wishes) -> bool:
 
 def _choose(katas: list[Kata], history: History, wishes: Wishes, rng: random.Random) -> list[Kata]:
     """Return as many katas as were asked for, or as fit the time: at least one."""
-    if _is_bare_interview(wishes) and all(kata.is_system for kata in katas):
-        return [_interview_system(katas, history, wishes, rng)]
     ordered = _by_need(katas, history, wishes, rng)
     if wishes.katas is not None:
         return ordered[: wishes.katas]
@@ -141,14 +140,20 @@ def _choose(katas: list[Kata], history: History, wishes: Wishes, rng: random.Ran
 
 
 def _interview_system(
-    katas: list[Kata], history: History, wishes: Wishes, rng: random.Random
-) -> Kata:
-    """Return the first system that was never tried, by number; else the one longest not tried."""
+    katas: Sequence[Kata], history: History, wishes: Wishes, rng: random.Random
+) -> list[Kata]:
+    """Return the system of a bare interview: the first, by number, that was never tried.
+
+    Once all were, it is the one longest not tried. None if there is none, or more was wished.
+    """
+    systems = [kata for kata in katas if kata.is_system and not kata.draft]
+    if not systems or not _is_bare_interview(wishes):
+        return []
     if wishes.seed is not None:
-        return rng.choice(katas)
-    tried = {kata.name: history.attempts(kata.name) for kata in katas}
-    new = [kata for kata in katas if not tried[kata.name]]
-    return new[0] if new else min(katas, key=lambda kata: tried[kata.name][-1].started_at)
+        return [rng.choice(systems)]
+    tried = {kata.name: history.attempts(kata.name) for kata in systems}
+    new = [kata for kata in systems if not tried[kata.name]]
+    return new[:1] or [min(systems, key=lambda kata: tried[kata.name][-1].started_at)]
 
 
 def _by_need(katas: list[Kata], history: History, wishes: Wishes, rng: random.Random) -> list[Kata]:

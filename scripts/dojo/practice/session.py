@@ -46,6 +46,10 @@ class Names(Enum):
     LATER = auto()  # once half the time is gone
     NEVER = auto()
 
+    def shows(self, test: TestResult) -> bool:
+        """Say whether a test that fails may be told of: a symptom also before its time."""
+        return self is Names.SHOWN or (self is Names.LATER and test.symptom)
+
 
 class Round:
     """One kata of a session, under way."""
@@ -88,10 +92,8 @@ class Round:
         return frozenset() if open_all else self.player.sealed()
 
     def may_name(self, test: TestResult) -> bool:
-        """Say whether a test that fails may be told of: a symptom also before its time."""
-        if test.symptom:
-            return self.names is not Names.NEVER
-        return self.names is Names.SHOWN and test.function not in self.sealed()
+        """Say whether a test that fails may be told of."""
+        return self.names.shows(test) and test.function not in self.sealed()
 
     @property
     def paused(self) -> bool:

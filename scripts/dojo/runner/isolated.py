@@ -56,15 +56,6 @@ def ask(project: Project, module: str, request: dict[str, Any], seconds: float) 
     return Told(_last(output), process.returncode, timed_out, time.monotonic() - started)
 
 
-def ended(status: int) -> str:
-    """Return what the exit code of a process that told nothing means."""
-    if status >= 0:
-        return f"the process ended itself (exit code {status})"
-    name = signal.Signals(-status).name
-    why = {"SIGKILL": ": out of memory?", "SIGSEGV": ": a crash in C code"}.get(name, "")
-    return f"the process was ended by {name}{why}"
-
-
 def _last(output: bytes) -> dict[str, Any] | None:
     lines = output.splitlines()
     try:

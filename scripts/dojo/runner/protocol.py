@@ -8,6 +8,7 @@ the answer, as it is written, in messages of the kind `Said`.
 
 import json
 import os
+import signal
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -214,6 +215,15 @@ def read_line(descriptor: int) -> bytes:
         if byte == b"\n":
             break
     return bytes(line)
+
+
+def ended(status: int) -> str:
+    """Return what the exit code of a process that did not say how it ended means."""
+    if status >= 0:
+        return f"the process ended itself (exit code {status})"
+    name = signal.Signals(-status).name
+    why = {"SIGKILL": ": out of memory?", "SIGSEGV": ": a crash in C code"}.get(name, "")
+    return f"the process was ended by {name}{why}"
 
 
 def _parsed(line: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import signal
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -14,7 +13,7 @@ from types import TracebackType
 from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.runner.log import Event, LogReader, RunLog
-from dojo.runner.protocol import Account, Answer, LogRequest, Request, Stopped
+from dojo.runner.protocol import Account, Answer, LogRequest, Request, Stopped, ended
 from dojo.runner.transport import Cold, Tell, Transport, Warm
 from dojo.testrun.device import cores
 from dojo.testrun.implementation import (
@@ -232,8 +231,4 @@ def _log_failure(answer: Answer, reader: LogReader, limits: Limits) -> str:
 
 
 def _crash(status: int, what: str = "the tests were") -> str:
-    if status < 0:
-        name = signal.Signals(-status).name
-        why = {"SIGKILL": ": out of memory?", "SIGSEGV": ": a crash in C code"}.get(name, "")
-        return f"the process was ended by {name}{why}"
-    return f"the process ended itself (exit code {status}) before {what} through"
+    return ended(status) + (f" before {what} through" if status >= 0 else "")

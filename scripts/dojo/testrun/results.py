@@ -1,6 +1,7 @@
 """What a run of a kata's tests says, in plain data: no text is parsed to get it."""
 
 import ast
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -116,22 +117,24 @@ def _judged(tests: Sequence[TestResult]) -> tuple[Verdict, str]:
 
 def test_functions(path: Path) -> set[str]:
     """Return the names of the test functions that a test file defines."""
-    return {node.name for node in _test_nodes(path)}
+    return set(_tests(path.read_text(encoding="utf-8")))
 
 
 def check_functions(path: Path) -> set[str]:
     """Return the names of those that are not marked as symptoms."""
+    tests = _tests(path.read_text(encoding="utf-8"))
+    return {name for name, is_symptom in tests.items() if not is_symptom}
+
+
+@functools.lru_cache(maxsize=8)  # asked for at each hint, each verdict and each pair of bugs
+def _tests(source: str) -> dict[str, bool]:
+    """Return the names of the test functions, and whether each is a symptom."""
+    functions = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
     return {
-        node.name
-        for node in _test_nodes(path)
-        if not any("mark.symptom" in ast.unparse(decorator) for decorator in node.decorator_list)
+        node.name: any("mark.symptom" in ast.unparse(mark) for mark in node.decorator_list)
+        for node in functions
+        if node.name.startswith("test_")
     }
-
-
-def _test_nodes(path: Path) -> list[ast.FunctionDef]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
-    return [node for node in functions if node.name.startswith("test_")]
 
 
 test_functions.__test__ = False  # type: ignore[attr-defined]

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from itertools import combinations
 
-from dojo.kata.bug import Bug
+from dojo.kata.bug import Bug, kept_apart
 from dojo.kata.kata import Kata
 from dojo.kata.planting import choose, conflict
 
@@ -16,7 +16,7 @@ def pairs(kata: Kata, bugs: Sequence[Bug]) -> list[tuple[Bug, ...]]:
     return [
         pair
         for pair in combinations(bugs, 2)
-        if not conflict(kata.correct_source, pair) and not _are_apart(pair)
+        if not conflict(kata.correct_source, pair) and not kept_apart(pair)
     ]
 
 
@@ -38,12 +38,6 @@ def _without_those_apart(bugs: Sequence[Bug]) -> tuple[Bug, ...]:
     """Return the bugs but for those that are kept apart from one before them."""
     together: list[Bug] = []
     for bug in bugs:
-        if not any(_are_apart((bug, other)) for other in together):
+        if not kept_apart([*together, bug]):
             together.append(bug)
     return tuple(together)
-
-
-def _are_apart(pair: tuple[Bug, ...]) -> bool:
-    """Say whether the two are never drawn together."""
-    one, other = pair
-    return other.id in one.apart or one.id in other.apart

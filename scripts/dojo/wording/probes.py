@@ -31,13 +31,23 @@ def probe_lines(name: str, facts: Facts, seed: int) -> list[str]:
     """Return all that was seen, in lines: what stands out first."""
     if facts.empty:
         return [f"{name}: the run broke: {facts.error}" if facts.error else nothing(name, facts)]
-    lines = [heading(name, facts, seed), ""]
-    lines += [f"* {finding.sentence}" for finding in findings(facts)] or ["Nothing stands out."]
+    lines = [heading(name, facts, seed), "", *finding_lines(facts), *table_lines(facts), ""]
+    lines += [*optimizer_lines(facts), *notes(facts)]
+    return [*lines, f"the run broke: {facts.error}"] if facts.error else lines
+
+
+def finding_lines(facts: Facts) -> list[str]:
+    """Return what stands out, or that nothing does."""
+    return [f"* {finding.sentence}" for finding in findings(facts)] or ["Nothing stands out."]
+
+
+def table_lines(facts: Facts) -> list[str]:
+    """Return the tables that have rows, with an empty line above each."""
+    lines = []
     for table in (module_table(facts), parameter_table(facts)):
         if table.rows:
             lines += ["", *render(table.header, table.rows).splitlines()]
-    lines += ["", *optimizer_lines(facts), *notes(facts)]
-    return [*lines, f"the run broke: {facts.error}"] if facts.error else lines
+    return lines
 
 
 def nothing(name: str, facts: Facts) -> str:

@@ -34,9 +34,8 @@ def run_lines(
         return [f"{name}: no verdict: {result.detail}{where}", *_printed_lines(printed)]
     failing: dict[str, list[TestResult]] = {}
     for test in result.tests:
-        shown = test.symptom if names is Names.LATER else names is Names.SHOWN
         fails = test.outcome in (Outcome.FAILED, Outcome.TIMEOUT)
-        if fails and shown and test.function not in sealed:
+        if fails and names.shows(test) and test.function not in sealed:
             failing.setdefault(test.function, []).append(test)
     lines = []
     for place, (function, tests) in enumerate(list(failing.items())[:_SHOWN]):

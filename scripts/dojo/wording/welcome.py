@@ -11,10 +11,10 @@ def welcome_lines(round_: Round) -> list[str]:
     """Return where to edit, what a hint costs, how it went last time, and what is kept."""
     kata = round_.kata
     lines = [f"Edit and save {kata.botched}"]
-    if not round_.interview:
-        lines.append(f"A hint costs {HINT_COSTS} points of 100.")
     if round_.interview:
         lines.append("n writes down what you suspect, and why: the report sets it beside what was.")
+    else:
+        lines.append(f"A hint costs {HINT_COSTS} points of 100.")
     before = last_time(round_.player.history, kata.name)
     if before:
         seconds, hints = before

@@ -6,6 +6,7 @@ from dojo.instruments.probe.order import Order
 from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.runner import isolated
+from dojo.runner.protocol import ended
 from dojo.testrun.limits import Limits
 
 _START = 15.0  # seconds, for torch to be imported on a busy machine
@@ -45,4 +46,4 @@ def probe(
             f"{kata.name}: stopped after {told.seconds:.0f} s, before anything could be told: an "
             "endless loop in C code?"
         )
-    raise DojoError(f"{kata.name}: nothing to show: {isolated.ended(told.status)}")
+    raise DojoError(f"{kata.name}: nothing to show: {ended(told.status)}")

@@ -332,13 +332,13 @@ def test_keys_are_actions_and_unknown_ones_nothing(free):
 def test_every_key_has_its_word_and_each_action_a_key():
     assert (
         keys_line(PRACTICE)
-        == "h hint  1-9 hint on that bug  n ... note of what you suspect  i probe  d diff  "
+        == "h hint  1-9 on that bug  n ... note of what you suspect  i probe  d diff  "
         "p pause  s skip  r reveal  q quit"
     )
     assert keys_line(PRACTICE, hints=False).startswith("n ... note of what you suspect  i probe")
     assert (
         keys_line(WATCH)
-        == "h hint  1-9 hint on that bug  i probe  d diff  r reset  u undo  n next kata  q quit"
+        == "h hint  1-9 on that bug  i probe  d diff  r reset  u undo  n next kata  q quit"
     )
     assert {*PRACTICE.values(), *WATCH.values()} == set(Action) == set(WORDS)
 

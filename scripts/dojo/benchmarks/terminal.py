@@ -74,6 +74,9 @@ def in_terminal(command: Sequence[str], project: Project) -> Iterator[Terminal]:
         "TERM": "xterm-256color",
         "NO_COLOR": "1",
     }
+    # A caller's own size, which pytest-xdist hands on, would hide this terminal's.
+    for name in ("COLUMNS", "LINES"):
+        environment.pop(name, None)
     process = subprocess.Popen(
         command,
         cwd=project.root,

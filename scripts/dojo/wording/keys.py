@@ -47,7 +47,7 @@ def keys_line(keys: Mapping[str, Action], *, hints: bool = True) -> str:
     """Return the keys with their words; without `hints`, the key for one is left out."""
     words = {
         **WORDS,
-        Action.HINT: f"{WORDS[Action.HINT]}  1-9 hint on that bug",
+        Action.HINT: f"{WORDS[Action.HINT]}  1-9 on that bug",
         Action.NOTE: "... note of what you suspect",
     }
     return "  ".join(

@@ -1,5 +1,6 @@
 """The practice session's application: hunts and debriefs in turn."""
 
+import sys
 from typing import ClassVar
 
 from textual.app import App
@@ -11,6 +12,8 @@ from dojo.practice.session import Practice
 from dojo.runner.runner import Runner
 from dojo.tui.debrief import DebriefScreen
 from dojo.tui.hunt import HuntScreen
+
+_LOOK_SECONDS = 1.0
 
 
 class PracticeApp(App[bool]):
@@ -34,6 +37,8 @@ class PracticeApp(App[bool]):
     def on_mount(self) -> None:
         """Begin with the first kata that is left."""
         self._next_round()
+        if sys.stdin.isatty():
+            self.set_interval(_LOOK_SECONDS, self._leave_with_the_terminal)
 
     def on_unmount(self) -> None:
         """Record the time, however the application ends."""
@@ -44,6 +49,11 @@ class PracticeApp(App[bool]):
     def action_leave(self) -> None:
         """Stop here; the session can be taken up again."""
         self.exit(False)
+
+    def _leave_with_the_terminal(self) -> None:
+        """Leave where the terminal is gone; Textual would go on reading from it for ever."""
+        if not sys.stdin.isatty():
+            self.action_leave()
 
     def _next_round(self) -> None:
         round_ = self._practice.next_round()

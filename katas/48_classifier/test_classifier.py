@@ -258,7 +258,7 @@ def test_every_image_is_in_one_set_and_keeps_its_label(impl):
 def test_every_class_has_its_share_of_validation(impl):
     counts = {0: 31, 3: 40, 4: 22, 9: 17}
     images, labels = numbered(counts, torch.uint8)
-    for fraction in (0.2, 0.35, 0.75, 0.05):
+    for fraction in (0.2, 0.35, 0.75, 0.05, 0.02):
         (_, train), (val_images, val), *_ = impl.prepare(
             images, labels, fraction, torch.Generator().manual_seed(2)
         )
@@ -604,6 +604,12 @@ def test_a_step_is_in_training_mode(impl):
         impl.train_step(model, optimizer, *a_batch(3))
     modes = [training for _, training, _ in model.seen]
     assert modes == [True] * 3, f"training mode in the three steps: {modes}"
+    # The model is in training mode, and a part of it is not.
+    model = nn.Sequential(Probe())
+    model[0].eval()
+    impl.train_step(model, torch.optim.SGD(model.parameters(), lr=0.5), *a_batch(3))
+    modes = [training for _, training, _ in model[0].seen]
+    assert modes == [True], "a part that was in evaluation mode is so in the step too"
 
 
 def test_what_a_step_returns_holds_on_to_no_graph(impl):
@@ -855,6 +861,18 @@ def test_the_weights_with_the_lowest_validation_loss_are_kept(impl, falling, lr)
     for p, wanted in zip(model.parameters(), states[best], strict=True):
         what = f"validation losses {[round(loss, 3) for loss in losses]}: the weights that are left"
         assert_matches(p.detach(), wanted, what, rtol=0, atol=0)
+
+
+def test_the_best_may_be_inside_an_epoch(impl):
+    # All images are the same: each step makes validation better, and the last ends no epoch.
+    images, labels = some_images(1).expand(12, -1, -1).clone(), torch.full((12,), 2)
+    model = Probe()
+    lines = list(train_on(impl, model, (images, labels), (images, labels), 5, 5))
+    losses = [line["val_loss"] for line in lines if "val_loss" in line]
+    assert len(losses) == 2, f"validation after {len(losses)} of 5 steps, 3 an epoch"
+    assert losses[1] < losses[0], f"validation losses {losses}"
+    left = by_hand(model, images, labels)[0]
+    assert_number(left, losses[1], "the validation loss of the weights that are left", 1e-7)
 
 
 def test_buffers_are_kept_with_the_weights(impl):

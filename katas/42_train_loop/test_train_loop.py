@@ -626,6 +626,16 @@ def test_an_overflow_in_one_micro_batch_skips_the_step(impl):
         assert_same_weights(model, before, f"an overflow in micro-batch {place} of 3", 0)
 
 
+def test_finite_gradients_may_have_a_norm_that_is_not(impl):
+    model = small()
+    training = trainer(impl, model)
+    before = copy.deepcopy(model)
+    with overflowing(model[0].weight, 1e30):  # its square is beyond float32
+        log = training.step(windows(1)[0])
+    assert log["skipped"] == 1.0, f"the norm is {log['grad_norm']}, and the step is not skipped"
+    assert_same_weights(model, before, "a step whose norm is infinite", 0)
+
+
 def test_overflows_in_a_row(impl):
     model = small()
     oracle, training = Oracle(model), trainer(impl, model, init_scale=4.0)
@@ -731,11 +741,13 @@ def test_the_average_is_a_model_of_its_own(impl):
             self.body = small(dtype=torch.bfloat16)
             self.register_buffer("seen", torch.zeros(2, dtype=torch.bfloat16))
             self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("unsaved", torch.zeros(()), persistent=False)
 
         def forward(self, ids):
             if self.training:
                 self.seen += 0.5
                 self.calls += 1
+                self.unsaved += 2.0
             return self.body(ids)
 
     model = Buffered()
@@ -753,6 +765,8 @@ def test_the_average_is_a_model_of_its_own(impl):
     wanted = torch.tensor([3.0, 3.0])
     assert_matches(ema.seen, wanted, "the average's floating buffer", rtol=0, atol=0)
     assert_matches(ema.calls, torch.tensor(6), "the average's whole-numbered buffer")
+    what = "the average's buffer that is not in the state dict"
+    assert_matches(ema.unsaved, torch.tensor(12.0), what)
     with overflowing(model.body[2].bias):
         training.step(windows(1)[0])
     assert ema.calls == 6, "an overflow changed the buffers of the average"
@@ -991,8 +1005,15 @@ def test_the_run_repeats_itself(impl):
     state = torch.get_rng_state()
     first = list(impl.run(seed=5, steps=7))
     assert torch.equal(torch.get_rng_state(), state), "run draws from the global generator"
-    torch.rand(3)
-    second = list(impl.run(5, 7))
+    # Whoever reads the log may draw between two lines.
+    torch.default_generator.manual_seed(1)
+    wanted = [torch.rand(()).item() for _ in range(7)]
+    torch.default_generator.manual_seed(1)
+    second, drawn = [], []
+    for row in impl.run(5, 7):
+        second.append(row)
+        drawn.append(torch.rand(()).item())
+    assert drawn == wanted, "run changes the global generator between two lines"
     assert len(first) == 7, f"run(steps=7) logs {len(first)} steps"
     same = [repr(row) for row in first] == [repr(row) for row in second]
     assert same, "two runs with the same seed differ"

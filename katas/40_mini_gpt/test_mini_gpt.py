@@ -1028,6 +1028,25 @@ def test_steps_do_not_pile_up_gradients(impl):
     assert min(norms) > 1e-3, "there are no gradients"
 
 
+def test_gradients_from_between_two_steps_do_not_count(impl):
+    state, ids = random_state(**SIZES), tokens(30)
+
+    def norms(disturb):
+        model = made(impl, state)
+        found = []
+        for numbers in impl.train(model, ids, 4, 0.01, 2, 1):
+            found.append(numbers["grad_norm"])
+            if disturb:
+                model(ids[None, :7], ids[None, 1:8])[1].backward()
+        return found
+
+    undisturbed, disturbed = norms(False), norms(True)
+    assert disturbed == pytest.approx(undisturbed, rel=1e-4), (
+        f"gradient norms are {undisturbed}, and {disturbed} if the reader of the log computes "
+        "gradients between two steps"
+    )
+
+
 def watched(impl, model, *arguments):
     """Train, and note what the model was given at each step, and in which mode it was."""
     seen = []

@@ -105,16 +105,15 @@ def train(model, ids, steps, lr, batch_size, seed):
     generator = torch.Generator()
     generator.manual_seed(seed)
     model.train()
-    model.zero_grad()
     for _ in range(steps):
         rate = schedule.get_last_lr()[0]
         inputs, targets = get_batch(ids, model.block_size, batch_size, generator)
         loss = model(inputs, targets=targets)[1]
+        optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(list(model.parameters()), 1.0)
         optimizer.step()
         schedule.step()
-        optimizer.zero_grad()
         yield {"loss": loss.item(), "lr": float(rate), "grad_norm": norm.item()}
 
 

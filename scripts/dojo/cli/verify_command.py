@@ -70,7 +70,8 @@ def command(
     """Check katas (all unless named): correct solutions pass, every bug is caught.
 
     Correct are the reference and the files in solutions/. Bugs are planted alone and in some larger
-    sets, with --whole in every pair too; the first test of a bug's killed_by to fail has caught it.
+    sets, with --whole in every pair too (of systems in a sample of them, unless they are named);
+    the first test of a bug's killed_by to fail has caught it.
     What is proved is noted in .dojo/proofs, and not run again until the kata, what runs its tests,
     or a version changes. A draft, whose kata.toml has a TODO left, does not count unless it is
     named.
@@ -125,7 +126,9 @@ def _bugs(project: Project, katas: Sequence[Kata], *, named: bool, whole: bool, 
     # Compiling and tuning kernels takes far longer than running them.
     limits = Limits(run_seconds=600.0) if has_gpu() else None
     with runner_pool(project, limits) as pool, verifying() as progress:
-        verifier = Verifier(project, pool, whole=whole, has_gpu=has_gpu(), ran=progress.ran)
+        verifier = Verifier(
+            project, pool, whole=whole, sample=not named, has_gpu=has_gpu(), ran=progress.ran
+        )
         progress.expect(katas, verifier.runs_of)
         for kata in katas:
             progress.begin(kata)

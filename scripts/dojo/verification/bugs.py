@@ -271,7 +271,7 @@ def run_alone(runner: Runner, kata: Kata, bug: Bug, seed: int, *, whole: bool) -
     """Run the tests against one bug: all if `whole`, or if none of its `killed_by` fails."""
     planted = Planted((bug.id,))
     if not whole:
-        result = runner.run(kata, planted, seed, only=bug.killed_by, first_failure=True)
+        result = runner.run(kata, planted, seed, only=_asked(kata, [bug]), first_failure=True)
         if caught_by(result):
             return result
     return runner.run(kata, planted, seed)

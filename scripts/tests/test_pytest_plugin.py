@@ -364,3 +364,56 @@ def test_a_breakpoint_where_nobody_can_answer_ends_in_a_verdict(runner, kata, wh
     result = runner.run(kata)
     assert result.verdict is (Verdict.FAILED if where == "a call" else Verdict.BROKEN)
     assert "none is at hand: use scripts/debug.sh" in result.detail
+
+
+@pytest.mark.parametrize(
+    ("leaving", "said"),
+    [
+        ("import pytest; pytest.skip('later')", "the code skipped its test: later"),
+        ("import pytest; pytest.xfail('later')", "the code skipped its test: later"),
+        ("import unittest; raise unittest.SkipTest", "the code skipped its test"),
+        ("import pytest; pytest.exit('later', 0)", "the code ended the run: later"),
+        ("import posix; posix._exit(0)", "the code called os._exit(0)"),
+    ],
+)
+def test_code_that_leaves_its_test_has_failed_it(run_pytest, kata, leaving, said):
+    wrong = kata.botched.read_text().replace("return x + factor", leaving)
+    assert leaving in wrong
+    kata.botched.write_text(wrong)
+    result = run_pytest("katas/01_scale")
+    assert (result.returncode, said in result.stdout) == (1, True), result.stdout
+    kata.botched.write_text(f"{leaving}\n{SOLUTION}")
+    result = run_pytest("katas/01_scale")
+    assert (result.returncode, "solved" in result.stdout) == (1, False), result.stdout
+
+
+def test_a_skip_that_the_module_hands_out_is_no_pass(run_pytest, kata):
+    kata.botched.write_text(
+        f"{SOLUTION}\nimport functools\nimport pytest\nscale = lambda *_: pytest.skip('later')\n"
+    )
+    result = run_pytest("katas/01_scale")
+    assert "2 failed, 1 passed" in result.stdout
+    assert "not solved yet" in result.stdout
+
+
+def test_no_exit_handler_turns_a_failed_run_into_a_passed_one(run_pytest, kata):
+    handler = "import atexit, os, posix\natexit.register(lambda: {}(0))\n"
+    for exit_process in ("os._exit", "posix._exit"):
+        kata.botched.write_text(kata.botched.read_text() + handler.format(exit_process))
+        assert run_pytest("katas/01_scale").returncode == 1
+
+
+def test_a_process_that_the_code_forks_runs_no_tests(run_pytest, kata):
+    kata.botched.write_text(f"import os\nos.fork()\n{SOLUTION}")
+    result = run_pytest("katas/01_scale")
+    assert result.returncode == 0
+    assert result.stdout.count("3 passed") == 1
+
+
+def test_what_a_fixture_runs_is_guarded_too(run_pytest, system):
+    source = system.botched.read_text()
+    loops = source.replace("    for step in", "    while True:\n        pass\n    for step in", 1)
+    assert loops != source
+    system.botched.write_text(loops)
+    result = run_pytest("katas/02_descent", "--kata-timeout", "0.5", timeout=60)
+    assert "still running after 0.5 s" in result.stdout

@@ -213,6 +213,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, object, object]:
+    """Make a kata's fixtures inside the guards too: they run the code."""
+    if kata_folder(request.node.path) is None:  # of a session, or of other tests
+        return (yield)
+    with guards.contained(request.config.option.kata_timeout):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Run a kata's test inside the guards."""
     if kata_folder(item.path) is None:

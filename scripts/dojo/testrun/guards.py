@@ -10,14 +10,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import SkipTest
 
-from _pytest.outcomes import Failed
+from _pytest.outcomes import Exit, Failed, Skipped, XFailed
 
 from dojo.errors import typed
 from dojo.testrun.limits import OUTPUT_BYTES
+from dojo.testrun.loading import entries
 
 _WAITING = 3  # times as long as its processor time a test may take on the wall
 
@@ -30,6 +32,10 @@ class Exited(Failed):
     """The code tried to end the whole process."""
 
 
+class Skips(Failed):
+    """The code skipped its test, or ended the run without a verdict."""
+
+
 class NoTerminal(Failed):
     """The code stops in a debugger where nobody can answer."""
 
@@ -40,9 +46,19 @@ class Flooded(Failed):
 
 @contextlib.contextmanager
 def contained(seconds: float) -> Iterator[None]:
-    """Run the block with a time limit, a limit on what it prints, and no way to exit."""
-    with _time_limit(seconds), _output_limit(), _no_exit():
+    """Run the block with a time limit, a limit on what it prints, and no way to exit or to skip."""
+    with _time_limit(seconds), _output_limit(), _no_exit(), _no_skip():
         yield
+
+
+def keep_exit_status(status: int) -> None:
+    """Let no exit handler that the code has left behind end the process with another status."""
+    exit_process = os._exit
+
+    def keep(_: int) -> Any:
+        exit_process(status)
+
+    _replace_exit(keep)
 
 
 def refuse_debugger_without_terminal() -> None:
@@ -144,8 +160,36 @@ def _no_exit() -> Iterator[None]:
             exit_process(status)
         raise Exited(f"the code called os._exit({status})", pytrace=False)
 
-    os._exit = refuse
+    _replace_exit(refuse)
     try:
         yield
     finally:
-        os._exit = exit_process
+        _replace_exit(exit_process)
+        if os.getpid() != pid:  # and if it does not, it may not go on with the tests
+            exit_process(1)
+
+
+def _replace_exit(exit_process: Callable[[int], Any]) -> None:
+    for module in (os, sys.modules.get("posix")):
+        if module is not None:
+            vars(module)["_exit"] = exit_process
+
+
+# What may skip a test or end a run: a kernel kata's tests where memory is short, q in a debugger.
+_MAY_SKIP = {"dojo.kernels", "_pytest.debugging"}
+
+
+@contextlib.contextmanager
+def _no_skip() -> Iterator[None]:
+    try:
+        yield
+    except (Skipped, XFailed, SkipTest, Exit) as error:
+        callers = {
+            entry.tb_frame.f_globals.get("__name__") for entry in entries(error.__traceback__)
+        }
+        if callers & _MAY_SKIP:
+            raise
+        what = "ended the run" if isinstance(error, Exit) else "skipped its test"
+        said = f": {error}" if str(error) else ""
+        skips = Skips(f"the code {what}{said}", pytrace=False)
+        raise skips.with_traceback(error.__traceback__) from None

@@ -84,11 +84,10 @@ class ActorCritic(nn.Module):
     """Maps observations (..., D) to logits (..., A) and values (...), by two separate networks."""
 
     def __init__(self, inputs: int, actions: int, width: int = 32) -> None:
-        """Begin close to the uniform policy, and at values of about zero."""
+        """Begin with PyTorch's weights, close to the uniform policy and to values of zero."""
         super().__init__()
         self.actor = nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, actions))
         self.critic = nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, 1))
-        nn.init.normal_(self.actor[-1].weight, std=0.01)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and values."""

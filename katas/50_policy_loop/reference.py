@@ -102,10 +102,10 @@ class Config(NamedTuple):
     lam: float = 0.8
     num_steps: int = 24
     epochs: int = 4
-    minibatch_size: int = 96
+    minibatch_size: int = 192
     clip: float = 0.2
     value_coef: float = 0.5
-    entropy_coef: float = 0.02
+    entropy_coef: float = 0.04
     max_grad_norm: float = 0.5
 
 
@@ -237,7 +237,7 @@ def train(
 def run(seed: int = 0, steps: int | None = None) -> Iterator[dict[str, float]]:
     """Train for 40 updates by default; log also what the policy is truly worth at the starts."""
     generator = torch.Generator().manual_seed(seed)
-    world, config = GridWorld(num_envs=16, time_limit=8, generator=generator), Config()
+    world, config = GridWorld(num_envs=32, time_limit=8, generator=generator), Config()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ActorCritic(*world.next_cell.shape)

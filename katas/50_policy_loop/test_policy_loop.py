@@ -1,3 +1,4 @@
+import copy
 import inspect
 import itertools
 import math
@@ -123,11 +124,12 @@ def collected(impl):
 # Symptoms
 
 
-# What a healthy run ends with. Of 50 seeds the extremes are beside.
+# What a healthy run ends with; of 50 seeds the extremes are 1.200 and 1.299, 0.001 and 0.015, 0.23
+# and 0.44, 0.0000 and 0.0008.
 HEALTHY = {
-    "value": (1.2, OPTIMUM + 0.001),
+    "value": (1.17, OPTIMUM + 0.001),
     "value_error": (0.0, 0.06),
-    "entropy": (0.03, 0.7),
+    "entropy": (0.12, 0.7),
     "value_loss": (0.0, 0.02),
 }
 
@@ -138,18 +140,25 @@ def test_a_run_goes_as_a_healthy_one_does(log):
     for name, (low, high) in HEALTHY.items():
         value = float(log[-1][name])
         if not low <= value <= high:
-            off.append(f"it ends with {name} {value:.3f}, a healthy one within {low} and {high}")
+            off.append(
+                f"it ends with {name} {value:.3f}, a healthy one within {low:g} and {high:g}"
+            )
+    if not 1.3 < (entropy := float(log[0]["entropy"])) < 1.39:
+        off.append(f"entropy is {entropy:.3f} in the first update, and should be about 1.37")
+    # Of 50 seeds from 1.005 to 1.084.
     earned = sum(float(line["episode_return"]) for line in log[20:]) / len(log[20:])
-    if not 0.92 < earned < 1.2:
+    if not 0.96 < earned < 1.125:
         off.append(
-            f"over its second half an episode of up to 8 steps earns {earned:.3f} in the mean, and "
-            "should about 1.05"
+            f"over its second half episodes earn {earned:.3f} in the mean, and should about 1.05"
         )
+    # Of 50 seeds from 0.0145 to 0.0202, and never below 0.
     kl = [float(line["kl"]) for line in log]
-    if not (min(kl) > -1e-4 and 0.002 < sum(kl[:10]) / 10 < 0.1):
-        off.append(f"kl is {sum(kl[:10]) / 10:.4f} over ten updates, its lowest is {min(kl):.4f}")
+    if not 0.008 < (mean := sum(kl[:10]) / 10) < 0.03:
+        off.append(f"kl is {mean:.4f} over the first ten updates, and should be about 0.017")
+    if min(kl) < -1e-4:
+        off.append(f"kl is {min(kl):.4f} in one update, below 0")
     rates = [float(line["lr"]) for line in log]
-    if not all(abs(lr - 0.01 * (1 - i / 40)) < 1e-4 for i, lr in enumerate(rates)):
+    if not all(abs(lr - 0.01 * (1 - i / UPDATES)) < 1e-4 for i, lr in enumerate(rates)):
         off.append(f"lr goes {', '.join(f'{lr:.4f}' for lr in rates[:4])} ... {rates[-1]:.4f}")
     assert not off, "this run is not healthy: " + "; ".join(off)
 
@@ -160,7 +169,7 @@ def test_how_soon_an_episode_is_cut_off_does_not_change_what_is_learnt(impl):
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         draws = generator(0)
-        world, model = impl.GridWorld(16, 1, draws), impl.ActorCritic(30, 4)
+        world, model = impl.GridWorld(32, 1, draws), impl.ActorCritic(30, 4)
     for _ in impl.train(world, model, impl.Config(), 30, draws):
         pass
     with torch.no_grad():
@@ -168,12 +177,12 @@ def test_how_soon_an_episode_is_cut_off_does_not_change_what_is_learnt(impl):
     truth = values_of(logits.softmax(-1))[STARTS]
     worth = truth.mean()
     error = float(np.sqrt(np.square(values[STARTS].numpy() - truth).mean()))
-    assert error < 0.2, (
-        f"trained on episodes of one step, the critic is wrong by {error:.3f} (RMS), not by 0.05: "
+    assert error < 0.25, (
+        f"trained on episodes of one step, the critic is wrong by {error:.3f} (RMS), not by 0.1: "
         f"in the mean it says {float(values[STARTS].mean()):.3f}, and its policy is worth "
         f"{worth:.3f} where nothing cuts it off"
     )
-    assert worth > 1.15, (
+    assert worth > 1.1, (
         f"trained on episodes of one step, the policy is worth {worth:.3f}; the best is {OPTIMUM}"
     )
 
@@ -224,6 +233,62 @@ def test_the_first_look_at_a_rollout_finds_the_policy_that_acted(impl):
         f"the actions taken have a mean log-probability of {-surprise:.3f}, "
         f"and the policy an entropy of {float(said['entropy']):.3f}"
     )
+
+
+@pytest.mark.symptom
+def test_small_steps_lead_to_one_place_however_a_rollout_is_cut(impl, collected):
+    # Of 231 transitions, in 3 minibatches or in one.
+    source, rollout = collected
+    moved = []
+    for minibatch_size, lr in ((77, 1e-3), (231, 3e-3)):
+        model = copy.deepcopy(source)
+        config = impl.Config(epochs=2, minibatch_size=minibatch_size, max_grad_norm=1e9)
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        impl.update(model, optimizer, rollout, config, generator(7))
+        pairs = zip(model.parameters(), source.parameters(), strict=True)
+        moved.append(torch.cat([(new - old).detach().flatten() for new, old in pairs]))
+    off = float((moved[0] - moved[1]).norm() / moved[1].norm())
+    assert off < 0.1, (
+        f"in three times as many steps, each a third as long, the weights went "
+        f"{moved[0].norm():.5f} far, and in one minibatch an epoch {moved[1].norm():.5f}; they end "
+        f"{off:.0%} apart"
+    )
+
+
+class Witness:
+    """A world that notes what each episode has earned by its end."""
+
+    def __init__(self, world):
+        self.world, self.ended = world, []
+
+    def reset(self):
+        observations = self.world.reset()
+        self.earned = [0.0] * len(observations)
+        return observations
+
+    def step(self, actions):
+        arrived, rewards, terminated, truncated, observations = self.world.step(actions)
+        for n, reward in enumerate(rewards.tolist()):
+            self.earned[n] += reward
+            if terminated[n] or truncated[n]:
+                self.ended.append(self.earned[n])
+                self.earned[n] = 0.0
+        return arrived, rewards, terminated, truncated, observations
+
+
+@pytest.mark.symptom
+def test_the_log_tells_what_episodes_have_earned(impl):
+    world = Witness(impl.GridWorld(40, 6, generator(3)))
+    model = Table(torch.randn(30, 4), torch.zeros(30))
+    config = impl.Config(lr=0.0, num_steps=4, epochs=1, minibatch_size=160)
+    for number, line in enumerate(impl.train(world, model, config, 8, generator(4))):
+        wanted = sum(world.ended) / len(world.ended)
+        got = float(line["episode_return"])
+        assert abs(got - wanted) < 1e-3, (
+            f"in rollout {number}, of 4 steps, {len(world.ended)} episodes of up to 6 steps ended; "
+            f"they earned {wanted:.3f} in the mean, and the log says {got:.3f}"
+        )
+        world.ended.clear()
 
 
 # Checks: the world
@@ -457,7 +522,7 @@ def test_a_rollout_by_hand(impl):
 def test_what_a_rollout_is(impl):
     names = list(inspect.signature(impl.Rollout).parameters)
     assert names == list(FIELDS), f"the fields are {names}"
-    rollout = impl.Rollout(*range(8))
+    rollout = impl.Rollout(**{name: number for number, name in enumerate(FIELDS)})
     assert [getattr(rollout, name) for name in FIELDS] == list(range(8))
 
 
@@ -842,10 +907,10 @@ def test_settings(impl):
         "lam": 0.8,
         "num_steps": 24,
         "epochs": 4,
-        "minibatch_size": 96,
+        "minibatch_size": 192,
         "clip": 0.2,
         "value_coef": 0.5,
-        "entropy_coef": 0.02,
+        "entropy_coef": 0.04,
         "max_grad_norm": 0.5,
     }
     assert names == list(wanted), f"the settings are {names}"

@@ -157,7 +157,7 @@ def gae(rollout: Rollout, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     advantages = torch.empty_like(deltas)
     following = torch.zeros_like(deltas[0])
     for t in reversed(range(len(deltas))):
-        advantages[t] = following = deltas[t] + gamma * lam * goes_on[t] * following
+        advantages[t] = following = deltas[t] + gamma * lam * following * goes_on[t]
     return advantages, advantages + rollout.values
 
 

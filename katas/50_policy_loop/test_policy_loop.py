@@ -1216,6 +1216,25 @@ def test_training_is_told_as_it_goes(impl):
     assert len(world.actions) == 3, f"{len(world.actions)} steps were taken for the first line"
 
 
+class InMode(Table):
+    """A table that notes in which modes it is asked."""
+
+    modes: frozenset = frozenset()
+
+    def forward(self, observations):
+        self.modes |= {self.training}
+        return super().forward(observations)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_the_model_is_left_alone(impl, training):
+    model = InMode(torch.randn(4, 3), torch.randn(4)).train(training)
+    world = a_script(8, 2, 4)
+    for _ in impl.train(world, model, impl.Config(num_steps=4), 2, generator()):
+        pass
+    assert model.modes == {training} == {model.training}, f"asked with training {model.modes}"
+
+
 # Checks: the run
 
 

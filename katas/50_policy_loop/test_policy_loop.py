@@ -1043,6 +1043,21 @@ def test_the_last_minibatch_is_smaller(impl):
     )
 
 
+def test_means_are_over_transitions(impl):
+    # Nothing moves, so all epochs see the same, however unequal the minibatches are.
+    rollout, table = told_apart(impl, 7, 1)
+    for minibatch_size in (3, 5, 6):
+        config = impl.Config(**SETTINGS, epochs=2, minibatch_size=minibatch_size)
+        wanted, _, _ = update_by_hand(rollout, table, config, 0.0, 1 / 7)
+        optimizer = torch.optim.SGD(table.parameters(), lr=0.0)
+        said = impl.update(table, optimizer, rollout, config, generator())
+        for name, value in wanted.items():
+            assert math.isclose(said[name], value, rel_tol=1e-3, abs_tol=1e-5), (
+                f"{name} of 7 transitions in minibatches of {minibatch_size} is {said[name]:.6f}, "
+                f"and by hand {value:.6f}"
+            )
+
+
 def test_the_order_is_drawn_anew_for_each_epoch(impl):
     rollout, table = told_apart(impl, 3, 2)
     base = {"minibatch_size": 4, "max_grad_norm": 1e9, "value_coef": 0.5}

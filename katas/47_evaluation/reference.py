@@ -59,7 +59,7 @@ def perplexity(
 def class_probabilities(
     model: nn.Module, documents: Sequence[Tensor], window: int, batch_size: int = 8
 ) -> Tensor:
-    """Return (N, 4), float32: how likely each class token is to follow a document, if one of them does."""
+    """Return (N, 4), float32: each class token's chance to follow, given that one of them does."""
     rows = []
     with evaluating(model):
         for start in range(0, len(documents), batch_size):
@@ -196,7 +196,7 @@ def train(
     steps: int,
     generator: torch.Generator,
     eval_every: int = 20,
-    patience: int = 4,
+    patience: int = 5,
     monitor: str = "perplexity",
 ) -> Iterator[dict[str, float]]:
     """Train on documents and the class tokens after them, and yield a line of the log a step.

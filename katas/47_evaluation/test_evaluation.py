@@ -162,7 +162,7 @@ HEALTHY = {
     "loss": (1.9, 2.6),
     "val_perplexity": (8.6, 9.9),
     "val_accuracy": (0.83, 1),
-    "val_macro_f1": (0.75, 1),
+    "val_macro_f1": (0.62, 1),
     "val_auc": (0.97, 1),
 }
 
@@ -190,18 +190,24 @@ def test_a_batch_of_one_is_as_good_as_a_batch_of_eight(impl, trained):
                 f"the same model and the same {len(corpus[1])} documents: {name} is "
                 f"{wanted[name]:.4f} in batches of 1, and {found[name]:.4f} in batches of {size}"
             )
-    # A thousand answers, in the order in which they came in, or with each topic on its own.
+    # Answers in the order in which they came in, topic by topic, or without those of one topic.
     labels = torch.multinomial(torch.tensor([5.0, 3.0, 1.0, 1.0]), 200, True)
     scores = (torch.randn(200, 4) + F.one_hot(labels, 4)).mul(4).round() / 8
     scores += torch.tensor([0.0, 0.01, 0.02, 0.03])
-    order = labels.argsort()
-    wanted = metrics_by_hand(scores, labels)
-    for what, rows in (("as they come", torch.arange(200)), ("topic by topic", order)):
+    for what, rows in (
+        ("as they come", torch.arange(200)),
+        ("topic by topic", labels.argsort()),
+        (
+            "all but those with or for topic 3",
+            ((labels < 3) & (scores.argmax(1) < 3)).nonzero()[:, 0],
+        ),
+    ):
+        wanted = metrics_by_hand(scores[rows], labels[rows])
         for size in (200, 50, 8, 7, 1):
             found = measured(impl, scores[rows], labels[rows], [size])
             for name in METRICS[1:]:
                 assert math.isclose(found[name], wanted[name], rel_tol=1e-4), (
-                    f"200 answers, {what}, in batches of {size}: {name} is {found[name]:.4f}; "
+                    f"answers, {what}, in batches of {size}: {name} is {found[name]:.4f}; "
                     f"counted by hand it is {wanted[name]:.4f}"
                 )
 
@@ -274,6 +280,14 @@ def test_a_training_that_only_gets_worse_is_stopped_and_its_best_model_left(impl
         f"with a patience of 3 and validation perplexities of {told}, "
         f"training was stopped after {len(values)} evaluations"
     )
+    # Up and down on the way to something better is no reason to stop, and no progress is one.
+    for course, wanted in (([8, 6, 7, 5, 6, 3, 4, 2, 3, 1], None), ([8, 6, 5, 5, 5, 5], 4)):
+        said, _ = offer(impl, map(float, course), 2, "min")
+        stop = said.index(True) if True in said else None
+        assert stop == wanted, (
+            f"validation perplexities of {course}, with a patience of 2, stop the training "
+            f"{'nowhere' if stop is None else f'at number {stop + 1}'}"
+        )
     left = impl.evaluate(model, other)["perplexity"]
     assert math.isclose(left, values[best], rel_tol=1e-4), (
         f"validation perplexities were {told}; the model that is left has {left:.2f}"
@@ -281,21 +295,35 @@ def test_a_training_that_only_gets_worse_is_stopped_and_its_best_model_left(impl
 
 
 @pytest.mark.symptom
-def test_the_average_of_a_model_that_stands_still_is_that_model(impl):
+def test_the_average_is_calm_where_the_model_is_not(impl):
     model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
-    ema = impl.EMA(model, 0.8)
+    start = weights(model)
+    ema = impl.EMA(model, 0.9)
+    swings = []
+    for update in range(100):
+        with torch.no_grad():
+            model[0].bias.copy_(start["0.bias"] + (-1) ** update)
+        ema.update()
+        with ema.average_weights():
+            swings.append((model[0].bias - start["0.bias"])[0].item())
+    largest = max(map(abs, swings[-20:]))
+    assert largest < 0.2, (
+        "a bias jumps between 1 above and 1 below where it started; its average, after 100 "
+        f"updates, is still up to {largest:.2f} away"
+    )
+    # Then the model stands still, somewhere else.
     with torch.no_grad():
         for value in model.state_dict().values():
             value.add_(2)
-    for _ in range(80):
+    for _ in range(150):
         ema.update()
     x = torch.randn(7, 3)
     model.eval()
     with ema.average_weights():
         average = model(x)
     difference = (average - model(x)).abs().max().item()
-    assert difference < 1e-4, (
-        "a model has stood still for 80 updates of its average, and the two differ by up to "
+    assert difference < 0.01, (
+        "a model has stood still for 150 updates of its average, and the two differ by up to "
         f"{difference:.3f} in what they say"
     )
 
@@ -769,17 +797,19 @@ def offer(impl, values, patience, mode):
     """Offer models, in which the weight is the number of the value; return when it said stop."""
     model = nn.BatchNorm1d(1)
     best = impl.BestModel(patience, mode)
-    said, kept = [], []
+    said, kept, any_yet = [], [], False
     for number, value in enumerate(values):
         with torch.no_grad():
             model.weight.fill_(number)
             model.running_mean.fill_(number)
         said.append(bool(best.update(value, model)))
-        kept.append(best)
-        if best.state:
+        any_yet |= not math.isnan(value)
+        if any_yet:
             numbers = {int(best.state[name].item()) for name in ("weight", "running_mean")}
-            kept[-1] = (numbers, best.value)
-    return said, kept, best
+            kept.append((numbers, best.value))
+        else:
+            kept.append(None)
+    return said, kept
 
 
 def stops(values, patience, mode):
@@ -808,7 +838,7 @@ def test_when_to_stop_and_what_to_keep(impl, patience, mode):
         torch.rand(15).tolist(),
     ]
     for values in lists:
-        said, kept, _ = offer(impl, values, patience, mode)
+        said, kept = offer(impl, values, patience, mode)
         for number, (stop, at, best) in enumerate(stops(values, patience, mode)):
             what = f"mode={mode}, patience={patience}, values {values[: number + 1]}"
             assert said[number] == stop, f"{what}: it says {'stop' if said[number] else 'go on'}"
@@ -820,7 +850,7 @@ def test_when_to_stop_and_what_to_keep(impl, patience, mode):
 
 def test_values_that_are_no_numbers_are_not_the_best(impl):
     for mode in ("min", "max"):
-        said, kept, _ = offer(impl, [math.nan, math.nan, 7.0, 7.0, 7.0], 2, mode)
+        said, kept = offer(impl, [math.nan, math.nan, 7.0, 7.0, 7.0], 2, mode)
         assert said == [False, True, False, False, True], f"mode={mode}: it says stop at {said}"
         assert kept[-1] == ({2}, 7.0), f"mode={mode}: it keeps {kept[-1]}"
 
@@ -984,12 +1014,14 @@ def test_documents_are_drawn_by_the_generator(impl):
         before = torch.get_rng_state()
         list(train_on(impl, model, train_set, val_set, 3, generator))
         assert torch.equal(torch.get_rng_state(), before), "training draws from the global one"
-        return [rows_of(ids, train_set) for ids, _, grad in model.seen if grad]
+        numbers = [rows_of(ids, train_set) for ids, _, grad in model.seen if grad]
+        numbers = list(itertools.chain.from_iterable(numbers))
+        return [tuple(numbers[start : start + 16]) for start in range(0, len(numbers), 16)]
 
     first = drawn(1)
     assert drawn(1) == first, "one state of the generator, and other documents"
     assert drawn(2) != first, "another state of the generator, and the same documents"
-    assert len({tuple(batch) for batch in first}) == len(first), "each step has the same documents"
+    assert len(set(first)) == 3, "each step has the same documents"
 
 
 def test_training_leaves_its_sets_alone(impl):

@@ -311,6 +311,20 @@ def test_the_average_is_calm_where_the_model_is_not(impl):
         "a bias jumps between 1 above and 1 below where it started; its average, after 100 "
         f"updates, is still up to {largest:.2f} away"
     )
+    # A young one forgets where it began.
+    young = nn.Linear(1, 1)
+    ema_of_young = impl.EMA(young, 0.9)
+    with torch.no_grad():
+        young.bias.add_(1)
+    for _ in range(20):
+        ema_of_young.update()
+    now = young.bias.item()
+    with ema_of_young.average_weights():
+        behind = now - young.bias.item()
+    assert abs(behind) < 0.01, (
+        "a bias has risen by 1 in its first step and not moved since; its average, after 20 "
+        f"updates, is still {behind:.2f} behind"
+    )
     # Then the model stands still, somewhere else.
     with torch.no_grad():
         for value in model.state_dict().values():
@@ -447,11 +461,39 @@ def test_perplexity_by_hand(impl, window, stride):
         assert isinstance(found, float), f"it is a {type(found).__name__}"
         what = f"window={window}, stride={stride}, batch_size={size}: the perplexity"
         assert_number(found, wanted, what)
-    for document in documents[1:]:
-        wanted = perplexity_by_hand(model, [document], window, stride)
-        found = impl.perplexity(model, [document], window=window, stride=stride)
-        what = f"the perplexity of {len(document)} tokens, window={window}, stride={stride},"
-        assert_number(found, wanted, what)
+
+
+def test_perplexity_of_one_document(impl):
+    model = Reader()
+    for window, stride in ((2, 1), (6, 2), (7, 6), (20, 5)):
+        for length in (2, window - 1, window, window + 1, window + stride, window + stride + 1, 33):
+            document = torch.randint(12, (max(length, 2),))
+            wanted = perplexity_by_hand(model, [document], window, stride)
+            found = impl.perplexity(model, [document], window=window, stride=stride)
+            what = f"the perplexity of {len(document)} tokens, window={window}, stride={stride},"
+            assert_number(found, wanted, what)
+
+
+def test_each_token_counts_once(impl):
+    class Surprised(nn.Module):
+        """One token is a surprise, wherever it comes; all others are equally likely."""
+
+        def forward(self, ids):
+            return torch.zeros(*ids.shape, 16).index_fill(2, torch.tensor(7), -40.0)
+
+    for length, window, stride in ((19, 6, 2), (16, 5, 4), (23, 9, 3), (8, 24, 12)):
+        for place in range(length):
+            document = torch.ones(length, dtype=torch.int64)
+            document[place] = 7
+            others = [torch.ones(size, dtype=torch.int64) for size in (3, 11)]
+            found = impl.perplexity(Surprised(), [document, *others], window, stride, 3)
+            count = length - 1 + 2 + 10
+            times = (math.log(found) - math.log(15)) * count / 40
+            wanted = 1 if place else 0
+            assert abs(times - wanted) < 1e-4, (
+                f"window={window}, stride={stride}: token {place} of {length}, counted from 0, "
+                f"adds {times:.3f} times its likelihood, not {wanted}, if {count} tokens are scored"
+            )
 
 
 def test_padding_is_told_by_its_place(impl):
@@ -739,6 +781,36 @@ def test_many_updates(impl):
         assert_state(model, averages(states, 0.95), "after 230 updates", 1e-4)
 
 
+def test_a_young_average(impl):
+    for decay in (0.9, 0.15, 0.22):
+        model = nn.Linear(1, 1, bias=False)
+        with torch.no_grad():
+            model.weight.zero_()
+        ema, wanted = impl.EMA(model, decay), 0.0
+        with torch.no_grad():
+            model.weight.fill_(1)
+        for share in (2 / 11, 3 / 12, 4 / 13):
+            ema.update()
+            share = min(share, decay)
+            wanted = share * wanted + 1 - share
+            with ema.average_weights():
+                found = model.weight.item()
+            what = f"decay={decay}: a weight goes from 0 to 1, and its average"
+            assert_number(found, wanted, what)
+
+
+def test_buffers_are_averaged(impl):
+    model = nn.BatchNorm1d(3, affine=False)
+    ema = impl.EMA(model, 0.6)
+    states = [weights(model)]
+    for _ in range(9):
+        model(torch.randn(8, 3) * 3 + 5)
+        ema.update()
+        states.append(weights(model))
+        with ema.average_weights():
+            assert_state(model, averages(states, 0.6), "of the average", 1e-5)
+
+
 def test_weights_are_given_back(impl):
     model = Various()
     ema = impl.EMA(model, 0.9)
@@ -846,6 +918,13 @@ def test_when_to_stop_and_what_to_keep(impl, patience, mode):
                 f"{what}: it keeps the model of {kept[number][0]} and value {kept[number][1]}, "
                 f"and should keep that of {at} with {best}"
             )
+
+
+def test_the_first_of_equals(impl):
+    for mode, values in (("max", [0.5, 1.0, 1.0, 1.0, 1.0]), ("min", [2.0, 1.0, 1.0, 1.0, 1.0])):
+        said, kept = offer(impl, values, 3, mode)
+        assert said == [False, False, False, False, True], f"{values}, patience 3: it says {said}"
+        assert kept[-1][0] == {1}, f"{values}: it keeps the model of {kept[-1][0]}"
 
 
 def test_values_that_are_no_numbers_are_not_the_best(impl):
@@ -1003,6 +1082,22 @@ def test_the_best_average_is_what_training_leaves(impl, monitor, contrary):
         assert_state(model, averages(states[: at + 1], 0.9), what, 1e-5)
     value = impl.evaluate(model, val_set)[monitor]
     assert_number(value, values[wanted[-1][1]], f"{monitor} {told}: the one of the model left")
+
+
+def test_the_direction_of_what_is_monitored(impl):
+    train_set = numbered_set(10)
+    contrary = ([11 - document for document in train_set[0]], (train_set[1] + 1) % 4)
+    for val_set in (train_set, contrary):
+        for monitor, best in (("perplexity", min), ("auc", max)):
+            model = calm(Reader())
+            options = {"eval_every": 3, "patience": 99, "monitor": monitor}
+            lines = train_on(impl, model, train_set, val_set, 15, **options)
+            values = [line[f"val_{monitor}"] for line in lines if f"val_{monitor}" in line]
+            assert len(values) == 5, f"15 steps, with an evaluation every 3: {len(values)}"
+            left = impl.evaluate(model, val_set)[monitor]
+            told = ", ".join(f"{value:.4f}" for value in values)
+            what = f"{monitor} was {told}; that of the model that is left"
+            assert_number(left, best(values), what)
 
 
 def test_documents_are_drawn_by_the_generator(impl):

@@ -47,9 +47,8 @@ def perplexity(
             batch = pieces[start : start + batch_size]
             ids = pad_sequence([piece for piece, _ in batch], batch_first=True, padding_value=PAD)
             firsts = torch.tensor([[first] for _, first in batch])
-            ends = torch.tensor([[len(piece)] for piece, _ in batch])
             places = torch.arange(ids.shape[1])
-            scored = ((firsts <= places) & (places < ends))[:, 1:]
+            scored = (firsts <= places)[:, 1:]
             log_probs = model(ids)[:, :-1].float().log_softmax(dim=2)
             total -= log_probs.gather(2, ids[:, 1:, None])[scored].sum().item()
             count += int(scored.sum())
@@ -108,13 +107,16 @@ def area_under_curve(scores: Tensor, positive: Tensor) -> float:
 def evaluate(model: nn.Module, corpus: Corpus, batch_size: int = 8) -> dict[str, float]:
     """Return perplexity, accuracy, macro-F1 and AUC, the same for batches of any size."""
     documents, topics = corpus
-    metrics = ClassMetrics(len(CLASS_IDS))
+    parts = []
     for start in range(0, len(documents), batch_size):
         part = slice(start, start + batch_size)
+        metrics = ClassMetrics(len(CLASS_IDS))
         scores = class_probabilities(model, documents[part], WINDOW, batch_size)
         metrics.update(scores, topics[part])
+        parts.append(metrics.compute())
     found = perplexity(model, documents, WINDOW, STRIDE, batch_size)
-    return {"perplexity": found} | metrics.compute()
+    means = {name: sum(each[name] for each in parts) / len(parts) for name in parts[0]}
+    return {"perplexity": found} | means
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -143,7 +145,7 @@ class EMA:
     @contextmanager
     def average_weights(self) -> Iterator[None]:
         """Lend the average to the model for a block, and give the model its own weights back."""
-        own = snapshot(self.model)
+        own = self.model.state_dict()
         self.model.load_state_dict(self.averages)
         try:
             yield
@@ -164,7 +166,7 @@ class BestModel:
         """Take in a model and its value, and return whether to stop."""
         better = value < self.value if self.mode == "min" else value > self.value
         if better:
-            self.value, self.state, self.waited = value, snapshot(model), 0
+            self.value, self.state = value, snapshot(model)
         else:
             self.waited += 1
         return self.waited >= self.patience

@@ -373,6 +373,21 @@ def test_modes_and_grad_mode_come_back_after_an_exception(impl):
         assert modes == (mode, mode, not mode), f"the modes after an exception are {modes}"
 
 
+def test_modes_that_a_block_changes_come_back(impl):
+    for mode in (True, False):
+        model = Reader().train(mode)
+        model.norm.train(not mode)
+        with impl.evaluating(model):
+            model.train(not mode)
+            model.norm.train(mode)
+            torch.set_grad_enabled(True)
+        modes = (model.training, model.dropout.training, model.norm.training)
+        assert modes == (mode, mode, not mode), (
+            f"the modes after a block that changes them: {modes}"
+        )
+        assert torch.is_grad_enabled(), "another grad mode afterwards"
+
+
 def test_blocks_of_evaluation_within_each_other(impl):
     model = Reader()
     with impl.evaluating(model):
@@ -659,6 +674,15 @@ def test_areas_that_are_known(impl, size):
             assert_number(found, wanted, f"scores {what}: auc", 1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_of_low_precision(impl, dtype):
+    labels = torch.arange(48) % 3
+    scores = torch.randn(48, 3).mul(4).round().div(4) + torch.tensor([0, 1, 2]) / 16
+    scores = scores.to(dtype)
+    found = measured(impl, scores, labels, [11])
+    assert_metrics(found, metrics_by_hand(scores, labels), f"of scores in {dtype}")
+
+
 def test_one_class_alone_has_no_area(impl):
     scores = torch.tensor([[0.1, 0.9, 0.3], [0.8, 0.2, 0.3], [0.0, 0.3, 0.1]])
     found = measured(impl, scores, torch.tensor([1, 1, 1]), [2])
@@ -906,6 +930,7 @@ def test_when_to_stop_and_what_to_keep(impl, patience, mode):
         [0.2, 0.5, 0.4, 0.45, 0.6, 0.1, 0.59, 0.7, 0.7, 0.7, 0.7],
         [-1.0, -2.0, -1.5, -0.5, -0.6, -3.0],
         [0.0, 0.0, -0.0, 1.0],
+        [4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 8.0, 7.0, 3.0, 9.0, 1.0, 9.0],
         [2.0, math.nan, 1.0, math.nan, math.nan, math.nan, 3.0, 0.5],
         torch.rand(15).tolist(),
     ]

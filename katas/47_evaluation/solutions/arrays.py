@@ -12,10 +12,9 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluating(model):
-    training = [module for module in model.modules() if module.training]
     with contextlib.ExitStack() as stack:
-        for module in training:
-            stack.callback(setattr, module, "training", True)
+        for module in model.modules():
+            stack.callback(setattr, module, "training", module.training)
             module.training = False
         stack.enter_context(torch.inference_mode())
         yield

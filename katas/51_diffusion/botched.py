@@ -70,7 +70,7 @@ class Diffusion:
         """Return the min-SNR weights (N,) of levels t >= 1, https://arxiv.org/abs/2303.09556."""
         snr = self.alpha_bars[t] / (1 - self.alpha_bars[t])
         if self.predicts == "v":
-            snr = snr + 1  # an error in v weighs that much less
+            snr = snr + 1
         weights = snr.clamp(max=self.gamma)
         return weights if self.predicts == "x0" else weights / snr
 
@@ -79,7 +79,8 @@ class Diffusion:
         t = torch.randint(1, len(self.alpha_bars), labels.shape, generator=generator)
         noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
         dropped = torch.rand(labels.shape, generator=generator) < self.drop_prob
-        output = model(self.q_sample(x0, t, noise), t, labels.masked_fill_(dropped, self.num_labels))
+        given = labels.masked_fill_(dropped, self.num_labels)
+        output = model(self.q_sample(x0, t, noise), t, given)
         errors = (output - self.target(x0, t, noise)).square().flatten(1).mean(dim=1)
         return (self.loss_weights(t).to(errors.dtype) * errors).mean()
 
@@ -122,7 +123,7 @@ class Diffusion:
         """Return a point for each label, float32 (N, 2), by steps from each level to the next."""
         x = torch.randn(len(labels), 2, generator=generator)
         stride = levels[0] // (len(levels) - 1)
-        for t in levels[:-1]:
+        for t, _ in pairwise(levels):
             s = max(t - stride, 0)
             at = torch.full_like(labels, t)
             x0, epsilon = self.x0_and_epsilon(self.guided(model, x, at, labels, guidance), x, at)

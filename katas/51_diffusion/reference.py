@@ -79,7 +79,8 @@ class Diffusion:
         t = torch.randint(1, len(self.alpha_bars), labels.shape, generator=generator)
         noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
         dropped = torch.rand(labels.shape, generator=generator) < self.drop_prob
-        output = model(self.q_sample(x0, t, noise), t, labels.masked_fill(dropped, self.num_labels))
+        given = labels.masked_fill(dropped, self.num_labels)
+        output = model(self.q_sample(x0, t, noise), t, given)
         errors = (output - self.target(x0, t, noise)).square().flatten(1).mean(dim=1)
         return (self.loss_weights(t).to(errors.dtype) * errors).mean()
 

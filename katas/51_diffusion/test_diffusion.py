@@ -515,6 +515,31 @@ def test_noise_is_added_anew_at_each_call(impl):
     assert_repeatable(process.q_sample, inputs, wanted, "q_sample", **tolerance(torch.float64))
 
 
+def test_two_processes_at_once(impl):
+    settings = [(BARS, 5), (BARS**2, 5), (BARS, 1)]
+    processes = [
+        (diffusion(impl, "v", table.clone(), gamma=gamma), table, gamma)
+        for table, gamma in settings
+    ]
+    x0, t, noise, output = some((6, 2))
+    for process, table, gamma in (*processes, processes[0]):
+        what = "one of several processes with as many levels"
+        wanted = noisy(x0, t, noise, table)
+        assert_matches(process.q_sample(x0, t, noise), wanted, f"{what}: q_sample")
+        wanted = weight("v", t, gamma, table)
+        assert_matches(process.loss_weights(t).double(), wanted, f"{what}: weights", rtol=1e-5)
+        wanted = from_output("v", output, x0, t, table)
+        for mine, theirs in zip(process.x0_and_epsilon(output, x0, t), wanted, strict=True):
+            assert_matches(mine, theirs, f"{what}: x0_and_epsilon")
+        now, then = float(table[5]), float(table[2])
+        wanted = then**0.5 * x0 + (1 - then) ** 0.5 * noise
+        assert_matches(process.ddim_step(x0, noise, 5, 2, output), wanted, f"{what}: ddim_step")
+        got = process.ddpm_step(noise, x0, 5, 2, torch.zeros_like(x0))
+        beta = 1 - now / then
+        wanted = (then**0.5 * beta * x0 + (1 - beta) ** 0.5 * (1 - then) * noise) / (1 - now)
+        assert_matches(got, wanted, f"{what}: ddpm_step")
+
+
 @pytest.mark.parametrize("predicts", PREDICTS)
 def test_min_snr_weights_by_hand(impl, predicts):
     t = torch.tensor([1, 7, 3, 3, 2, 5, 6, 4, 1])
@@ -801,10 +826,11 @@ def test_ddim_without_noise_step_by_step(impl, predicts, guidance):
     process = diffusion(impl, predicts, bars)
     for levels in ([60, 41, 40, 13, 2, 0], [60, 0], [60, 1, 0]):
         labels = torch.arange(9) % (NONE + 1)
-        model = Toy(0.8)
+        model, given = Toy(0.8), list(levels)
         settings = {} if guidance is None else {"guidance": guidance}
         with unchanged(labels=labels):
-            got = process.sample(model, labels, levels, seeded(), **settings)
+            got = process.sample(model, labels, given, seeded(), **settings)
+        assert given == levels, f"sampling changes the list of levels to {given}"
         assert (got.shape, got.dtype) == ((9, 2), torch.float32), f"{got.shape}, {got.dtype}"
         steps, points = trajectory(
             model, labels, levels, 1 if guidance is None else guidance, predicts, bars, got
@@ -920,9 +946,12 @@ def test_points_of_a_mixture(impl):
         z = torch.from_numpy(z)
         assert_unrelated(z[:, 0], z[:, 1], f"the coordinates of label {label}")
     assert_unrelated(labels[1:], labels[:-1], "the labels of neighbouring rows")
+    data = mixture(impl)
     one, two, other = (
-        mixture(impl).sample(20, torch.Generator().manual_seed(seed))[0] for seed in (3, 3, 4)
+        data.sample(20, torch.Generator().manual_seed(seed))[0] for seed in (3, 3, 4)
     )
+    one_more = data.sample(20, generator)[0], data.sample(20, generator)[0]
+    assert not torch.equal(*one_more), "drawn twice from one generator, the points are the same"
     assert torch.equal(one, two), "one state of the generator, and two sets of points"
     assert not torch.equal(one, other), "another seed, and the same points"
 
@@ -1111,6 +1140,41 @@ def test_the_assessment_of_a_model_that_is_off(impl):
     assert abs(got["ddim_spread"] - ratio) < 0.12, f"{got['ddim_spread']:.3f}, not {ratio:.3f}"
 
 
+def test_half_of_the_gap_is_without_labels(impl):
+    bars = schedule("cosine", 100)
+    exact = best_model("epsilon", bars)
+    for label, share in ((None, 0.5), (0, 0.25), (1, 0.1)):
+
+        def off(x, t, labels, label=label):
+            wrong = labels == (NONE if label is None else label)
+            return exact(x, t, labels) + wrong[:, None].float()
+
+        got = impl.assess(diffusion(impl, "epsilon", bars), off, mixture(impl), 5)["gap"]
+        who = "rows without a label" if label is None else f"label {label}"
+        assert abs(got - share) < 0.05, f"off by 1 in {who} alone: gap {got:.3f}, not {share}"
+
+
+def test_shift_and_spread_of_an_assessment(impl):
+    corner = torch.tensor([2.0, 0.1])
+
+    def corners(x, t, labels):  # one of four; in the last step they are moved
+        return torch.where(x > 0, corner, -corner) + torch.tensor([3.0, -4.0]) * (t <= 3)[:, None]
+
+    got = impl.assess(diffusion(impl, "x0", schedule("cosine", 100)), corners, mixture(impl), 8)
+    total = math.sqrt(WEIGHTS @ (2 * STDS**2 + (MEANS**2).sum(1)) - ((WEIGHTS @ MEANS) ** 2).sum())
+    for name, mean, std in (
+        ("ddim", MEANS[0], STDS[0] * math.sqrt(2)),
+        ("free", WEIGHTS @ MEANS, total),
+    ):
+        assert math.isfinite(got[f"{name}_shift"])
+        wanted = math.sqrt(float(corner.square().sum())) / std
+        value = got[f"{name}_spread"]
+        assert abs(value / wanted - 1) < 0.12, f"{name}_spread {value:.3f}, not {wanted:.3f}"
+        wanted = float(np.linalg.norm(np.array([3.0, -4.0]) - mean))
+        value = got[f"{name}_shift"]
+        assert abs(value - wanted) < 0.5, f"{name}_shift {value:.2f}, not {wanted:.2f}"
+
+
 def test_an_assessment_repeats_itself(impl):
     bars = schedule("cosine", 50)
     process, state = diffusion(impl, "v", bars), torch.get_rng_state()
@@ -1126,6 +1190,18 @@ def test_a_run_is_what_the_brief_says(log):
         wanted = {"loss"} | (ASSESSED if step % 100 == 99 else set())
         assert set(line) == wanted, f"the line of step {step} has {sorted(line)}"
         assert all(isinstance(value, float) for value in line.values()), f"no float in {line}"
+
+
+def test_a_run_assesses_the_averaged_model(impl, monkeypatch):
+    assess, asking = impl.assess, []
+
+    def spy(diffusion, model, *rest, **named):
+        asking.append([p.requires_grad for p in model.parameters()])
+        return assess(diffusion, model, *rest, **named)
+
+    monkeypatch.setattr(impl, "assess", spy)
+    list(impl.run(steps=2))
+    assert not any(map(any, asking)), "a run assesses the model that it trains, not the average"
 
 
 def test_a_seed_gives_one_log(impl):

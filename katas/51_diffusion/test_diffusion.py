@@ -675,6 +675,26 @@ def test_labels_are_dropped_row_by_row(impl):
     assert not model.calls[0][2].any(), "labels are dropped, though drop_prob is 0 by default"
 
 
+def test_rows_of_a_batch_are_drawn_independently(impl):
+    # Of independent rows, the sum over a batch varies as much as one row does, times their number.
+    process, generator, rows, batches = diffusion(impl, drop_prob=0.25), seeded(), 10, 500
+    x0, labels, model = torch.zeros(rows, 2), torch.zeros(rows, dtype=torch.long), Toy()
+    for _ in range(batches):
+        process.loss(model, x0, labels, generator)
+    t = torch.stack([call[1] for call in model.calls]).double()
+    noise = torch.stack([call[0][:, 0] for call in model.calls]) / (1 - BARS[t.long()]) ** 0.5
+    dropped = torch.stack([call[2] for call in model.calls]) == NONE
+    for values, variance, name in (
+        (t, 4.0, "levels"),
+        (noise, 1.0, "noise"),
+        (dropped.double(), 0.25 * 0.75, "lost labels"),
+    ):
+        ratio = float(values.sum(dim=1).var()) / (rows * variance)
+        assert abs(ratio - 1) < 6 * math.sqrt(2 / batches), (
+            f"the sum over a batch varies {ratio:.2f} times as much as that of independent {name}"
+        )
+
+
 def test_a_loss_repeats_itself_for_a_generator(impl):
     process = diffusion(impl, drop_prob=0.5)
     x0, labels = torch.randn(30, 2), torch.randint(NONE, (30,))
@@ -873,6 +893,7 @@ def test_noise_of_a_sampler_is_fresh_and_of_the_right_size(impl, sampler, eta):
         )
         assert_unrelated(z[:, 0], z[:, 1], f"{where}: the two coordinates")
         assert_unrelated(z[1:, 0], z[:-1, 0], f"{where}: neighbouring rows")
+        assert_unrelated(z[:1500, 0], z[1500:, 0], f"{where}: the two halves of the rows")
         for axis in (0, 1):
             assert_unrelated(z[:, axis], before[:, axis], f"{where}, and that of the step before,")
             assert_unrelated(z[:, axis], points[7][:, axis], f"{where}, and that of the start,")
@@ -880,14 +901,18 @@ def test_noise_of_a_sampler_is_fresh_and_of_the_right_size(impl, sampler, eta):
 
 
 def test_sampling_begins_with_pure_noise(impl):
-    process, model = diffusion(impl, "v"), Toy()
-    process.sample(model, torch.zeros(3000, dtype=torch.long), [7, 3, 0], seeded())
-    x = model.calls[0][0][:3000]
+    # Noise as level 5 has it would be narrower.
+    process, model, n = diffusion(impl, "v", BARS[:6]), Toy(), 20000
+    process.sample(model, torch.zeros(n, dtype=torch.long), [5, 3, 0], seeded())
+    x = model.calls[0][0][:n]
     assert x.dtype == torch.float32
-    assert float(x.mean(0).abs().max()) < 6 / math.sqrt(3000), f"its mean is {x.mean(0).tolist()}"
+    assert float(x.mean(0).abs().max()) < 6 / math.sqrt(n), f"its mean is {x.mean(0).tolist()}"
     std = float(x.std())
-    assert abs(std - 1) < 6 / math.sqrt(12000), f"its standard deviation is {std:.3f}"
+    assert abs(std - 1) < 6 / math.sqrt(4 * n), f"its standard deviation is {std:.3f}"
+    fourth = float((x**4).mean())
+    assert abs(fourth - 3) < 6 * math.sqrt(96 / (2 * n)), f"its fourth moment is {fourth:.2f}"
     assert_unrelated(x[:, 0], x[:, 1], "the two coordinates at the start")
+    assert_unrelated(x[: n // 2, 0], x[n // 2 :, 0], "the two halves of the rows at the start")
 
 
 def test_sampling_records_no_graph(impl):

@@ -218,7 +218,7 @@ def train(
     generator: torch.Generator,
 ) -> Iterator[dict[str, float]]:
     """Train on fresh examples at each step, and yield a line of the log after it."""
-    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), eps=1e-9)
+    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), eps=1e-9, fused=True)
     for step in range(steps):
         rate = learning_rate(step, steps, warmup, lr)
         for group in optimizer.param_groups:

@@ -24,14 +24,14 @@ def log(impl):
 
 @pytest.fixture(scope="module")
 def trained(impl):
-    """A model that was trained for a third of a run, and is right more often than not."""
+    """A model that has learned for a moment from short strings, and is right on most of them."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(7)
-        model = impl.Seq2Seq(VOCAB, 48, 4, 1, 96)
-        settings = {"lengths": (1, 2, 3, 5, 7, 8), "batch_size": 64, "lr": 0.01, "warmup": 40}
+        model = impl.Seq2Seq(VOCAB, 32, 4, 1, 64)
+        settings = {"lengths": (1, 2, 3), "batch_size": 32, "lr": 0.01, "warmup": 20}
         generator = torch.Generator().manual_seed(7)
         some = [example(SORT, "ba")]
-        list(impl.train(model, some, steps=120, smoothing=0.1, generator=generator, **settings))
+        list(impl.train(model, some, steps=80, smoothing=0.1, generator=generator, **settings))
     return model
 
 
@@ -84,7 +84,8 @@ def assert_number(value, wanted, what, rel=1e-4):
 
 @pytest.mark.symptom
 def test_a_run_goes_as_a_healthy_one_does(log):
-    # Of 50 seeds the extremes stand beside each.
+    # Of 50 seeds the extremes are 0.559 and 0.563 for the loss, 0.173 and 0.289 for val_loss after
+    # 100 steps, with 0.675 of the strings right or more, 0.098 and 0.103 in the end, with 0.995.
     off = []
     first, last = float(log[0]["loss"]), sum(float(line["loss"]) for line in log[-10:]) / 10
     if not 2.3 < first < 3.8:
@@ -148,7 +149,7 @@ def test_what_evaluation_says_does_not_depend_on_its_batches(impl, trained):
 
 @pytest.mark.symptom
 def test_evaluation_says_what_comes_out_of_decoding(impl, trained):
-    examples = some_examples([1, 4, 6, 8, 7, 8, 7, 8, 9, 9, 10, 10, 9, 10] * 3)
+    examples = some_examples([1, 2, 3, 3, 4, 4, 3, 4, 2, 4, 3, 5, 3, 4, 3] * 4)
     right = 0
     for source, answer in examples:
         decoded = impl.greedy_decode(trained, torch.tensor([source]), 20)[0]
@@ -158,8 +159,8 @@ def test_evaluation_says_what_comes_out_of_decoding(impl, trained):
         f"evaluation says that {told:.1%} of the strings are right, and "
         f"{right / len(examples):.1%} of them come out with their end"
     )
-    # Of strings as short as those it has learned from, hardly any is wrong by now.
-    short = some_examples([1, 2, 3, 3] * 10)
+    # Of strings as short as these, hardly any is wrong by now.
+    short = some_examples([1, 2, 2, 1, 1, 2, 1, 2] * 5)
     endless = []
     for source, _ in short:
         decoded = impl.greedy_decode(trained, torch.tensor([source]), 20)[0].tolist()

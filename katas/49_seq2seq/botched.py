@@ -132,7 +132,7 @@ class Seq2Seq(nn.Module):
         """Map tokens (N, T) that begin with BOS to logits (N, T, vocab_size) of the next ones."""
         length = decoder_input.shape[1]
         causal = torch.ones(1, length, length, dtype=torch.bool).tril()
-        visible = (memory != PAD).any(dim=-1)[:, None]
+        visible = (memory != PAD).any(dim=-1).view_as(source)[:, None]
         x = self.embed(decoder_input)
         for layer in self.decoder:
             x = layer(x, causal, memory, visible)

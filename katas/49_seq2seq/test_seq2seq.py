@@ -144,7 +144,9 @@ def test_what_evaluation_says_does_not_depend_on_its_batches(impl, trained):
         assert math.isclose(got[0], loss, rel_tol=1e-3), (
             f"13 strings have a loss of {loss:.4f} at once, and of {got[0]:.4f} by {size}"
         )
-        assert got[1] == exact, f"{exact:.1%} of 13 strings are right, and {got[1]:.1%} by {size}"
+        assert math.isclose(got[1], exact, abs_tol=1e-9), (
+            f"{exact:.1%} of 13 strings are right at once, and {got[1]:.1%} by {size}"
+        )
 
 
 @pytest.mark.symptom
@@ -159,6 +161,12 @@ def test_evaluation_says_what_comes_out_of_decoding(impl, trained):
         f"evaluation says that {told:.1%} of the strings are right, and "
         f"{right / len(examples):.1%} of them come out with their end"
     )
+    # A model that is kept from saying EOS never gives a whole answer.
+    endless = copy.deepcopy(trained)
+    with torch.no_grad():
+        endless.head.bias[EOS] = -1e4
+    told = impl.evaluate(endless, examples)[1]
+    assert told == 0, f"evaluation says that {told:.1%} are right of answers that never end"
     # Of strings as short as these, hardly any is wrong by now.
     short = some_examples([1, 2, 2, 1, 1, 2, 1, 2] * 5)
     endless = []
@@ -815,7 +823,9 @@ def test_evaluation_by_hand(impl):
     assert not any(model.recording), "evaluation records for a backward pass"
     for one, is_right in zip(examples, right, strict=True):
         got = impl.evaluate(model, [one], batch_size=4)[1]
-        assert got == is_right, f"an answer is counted as {got}, and should be as {int(is_right)}"
+        assert math.isclose(got, is_right), (
+            f"an answer is counted as {got}, and should be as {int(is_right)}"
+        )
 
 
 def test_evaluation_changes_and_records_nothing(impl):

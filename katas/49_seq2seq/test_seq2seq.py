@@ -461,6 +461,20 @@ def test_padding_is_invisible(impl):
     assert_matches(got[real[order]], wanted[order][real[order]], what, rtol=1e-3, atol=1e-4)
 
 
+def test_padding_is_invisible_whatever_the_scores(impl):
+    model = models(impl, n_layers=1)
+    with torch.no_grad():  # scores of some hundreds, of either sign
+        for name, value in model.named_parameters():
+            if name.endswith(("query.weight", "key.weight")):
+                value.mul_(12)
+    for tokens, answer in some_examples([1, 3, 6, 2]):
+        alone = model(torch.tensor([tokens]), torch.tensor([[BOS, *answer]]))[0]
+        source, inputs, _ = a_batch([(tokens, answer)], extra=9)
+        what = f"large scores: the logits of {text(tokens)} with nine columns of PAD"
+        got = model(source, inputs)[0, : len(answer) + 1]
+        assert_matches(got, alone, what, rtol=2e-2, atol=2e-2)
+
+
 def test_a_padded_example_has_the_gradients_that_it_has_alone(impl):
     model = models(impl)
     examples = some_examples([2, 6, 1])
@@ -905,6 +919,25 @@ def test_steps_are_those_of_adam_with_warm_up(impl):
         what = f"{name} after seven steps"
         # Where a gradient is nearly nothing, its sign is chance.
         assert_matches(p.detach(), wanted.detach(), what, rtol=1e-3, atol=1e-3)
+
+
+def test_a_step_along_a_faint_gradient(impl):
+    class Faint(Tiny):
+        def decode(self, decoder_input, memory, source):
+            return 1e-6 * super().decode(decoder_input, memory, source)
+
+    model = Faint()
+    shadow = copy.deepcopy(model)
+    list(train_on(impl, model, some_examples([2]), 1, warmup=1))
+    source, inputs = model.seen[0]
+    labels = padded([[*answer_of(row), EOS] for row in source.tolist()])
+    loss = F.cross_entropy(shadow(source, inputs).mT, labels, ignore_index=PAD, label_smoothing=0.2)
+    (grad,) = torch.autograd.grad(loss, [shadow.last])
+    step = (shadow.last - model.last).detach()
+    wanted = 0.05 * grad / (grad.abs() + 1e-9)
+    strong = grad.abs() > 1e-8
+    what = "a step of Adam where gradients are about 1e-8"
+    assert_matches(step[strong], wanted[strong], what, rtol=2e-2, atol=1e-4)
 
 
 def test_every_parameter_is_trained(impl):

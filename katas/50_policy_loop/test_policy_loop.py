@@ -424,7 +424,8 @@ def test_true_values_of_other_tables(impl):
             )
         with unchanged(probs=probs, reward=world.reward):
             values = impl.true_values(world, probs, gamma)
-        assert_matches(values, torch.from_numpy(wanted), "values of another world", rtol=1e-6)
+        what = f"values of another world, by {dtype} probabilities"
+        assert_matches(values, torch.from_numpy(wanted), what, rtol=1e-10, atol=1e-10)
 
 
 # Checks: the model
@@ -582,18 +583,22 @@ def test_the_generator_draws_the_actions(impl):
 
 def test_it_does_not_matter_where_rollouts_are_cut(impl):
     model = Table(torch.randn(30, 4), torch.randn(30))
-    whole = None
-    for pieces in ((17,), (9, 8), (1, 15, 1)):
-        world, draws = impl.GridWorld(6, 4, generator(1)), generator(2)
-        observations = world.reset()
-        parts = []
-        for steps in pieces:
-            part, observations = impl.collect(world, model, observations, steps, draws)
-            parts.append(part)
-        joined = [torch.cat([getattr(part, name) for part in parts]) for name in FIELDS]
-        whole = whole or joined
-        for name, got, wanted in zip(FIELDS, joined, whole, strict=True):
-            assert_matches(got, wanted, f"{name} collected in pieces of {pieces}")
+    # The world may draw from the same generator as the actions, or from one of its own.
+    for seeds in ((1, 2), (2,)):
+        whole = None
+        for pieces in ((17,), (9, 8), (1, 15, 1)):
+            generators = [generator(seed) for seed in seeds]
+            world, draws = impl.GridWorld(6, 4, generators[0]), generators[-1]
+            observations = world.reset()
+            parts = []
+            for steps in pieces:
+                part, observations = impl.collect(world, model, observations, steps, draws)
+                parts.append(part)
+            joined = [torch.cat([getattr(part, name) for part in parts]) for name in FIELDS]
+            whole = whole or joined
+            for name, got, wanted in zip(FIELDS, joined, whole, strict=True):
+                what = f"{name} collected in pieces of {pieces}, by {len(seeds)} generators"
+                assert_matches(got, wanted, what)
 
 
 def test_collecting_leaves_model_and_mode_alone(impl):

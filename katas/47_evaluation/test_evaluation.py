@@ -610,6 +610,21 @@ def test_class_probabilities_by_hand(impl):
     assert not found.requires_grad, "they hold on to a graph"
 
 
+def test_class_tokens_that_are_very_unlikely(impl):
+    class Shy(Reader):
+        """It would rather go on than name a class."""
+
+        def forward(self, ids):
+            logits = super().forward(ids)
+            return torch.cat([logits[..., :12], logits[..., 12:] - 500], dim=-1)
+
+    model, documents = Shy(), some_documents(3, 9, 30)
+    wanted = probabilities_by_hand(model, documents, 24).float()
+    found = impl.class_probabilities(model, documents, 24)
+    what = "the chances of class tokens of which none is likely"
+    assert_matches(found, wanted, what, rtol=1e-4, atol=1e-5)
+
+
 # Metrics
 
 
@@ -691,11 +706,12 @@ def test_one_class_alone_has_no_area(impl):
     assert_number(found["macro_f1"], (0 + 2 * 2 / 5) / 2, "all labels are 1: macro_f1")
 
 
-def test_metrics_go_on(impl):
-    scores = torch.randn(30, 4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_metrics_go_on(impl, dtype):
+    scores = torch.randn(30, 4, dtype=dtype)
     labels = torch.arange(30) % 4
     metrics, other = impl.ClassMetrics(4), impl.ClassMetrics(4)
-    buffer, target = torch.empty(10, 4), torch.empty(10, dtype=torch.int64)
+    buffer, target = torch.empty(10, 4, dtype=dtype), torch.empty(10, dtype=torch.int64)
     for end in (10, 20, 30):
         # A loader may fill the same memory again.
         buffer.copy_(scores[end - 10 : end])
@@ -1029,6 +1045,8 @@ def test_steps_and_evaluations_of_training(impl):
     shadow = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(shadow.parameters(), lr=5e-3)
     states = [weights(model)]
+    for p in model.parameters():  # left over from something else
+        p.grad = torch.full_like(p, 3.0)
     lines = train_on(impl, model, train_set, val_set, 7, eval_every=3, patience=9)
     drawn = []
     done = 0

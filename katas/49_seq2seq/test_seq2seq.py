@@ -423,6 +423,17 @@ def test_logits_are_those_of_the_brief(impl, sizes, d_model, n_heads, n_layers, 
         assert_matches(decoded[real], wanted[real], what, **CLOSE)
 
 
+def test_two_batches_at_once(impl):
+    model = models(impl)
+    batches = [a_batch(some_examples(sizes))[:2] for sizes in ([3, 8, 1], [6, 2, 5])]
+    wanted = [model(source, inputs) for source, inputs in batches]
+    memories = [model.encode(source) for source, _ in batches]
+    for (source, inputs), memory, logits in zip(batches, memories, wanted, strict=True):
+        got = model.decode(inputs, memory, source)
+        real = inputs != PAD
+        assert_matches(got[real], logits[real], "the logits, both batches encoded first", **CLOSE)
+
+
 def test_rows_of_64_tokens(impl):
     model = models(impl, n_layers=1)
     tokens = 3 + torch.randint(12, (2, 64))
@@ -990,8 +1001,16 @@ def test_a_seed_gives_one_log(impl):
     before = torch.get_rng_state()
     one = [dict(line) for line in impl.run(seed=3, steps=3)]
     assert torch.equal(torch.get_rng_state(), before), "a run changes the global generator"
+    # Whoever reads the log may draw between two lines.
     torch.default_generator.manual_seed(6)
-    assert [dict(line) for line in impl.run(3, 3)] == one, "the same seed gives another log"
+    wanted = [torch.rand(()).item() for _ in range(3)]
+    torch.default_generator.manual_seed(6)
+    again, drawn = [], []
+    for line in impl.run(3, 3):
+        again.append(dict(line))
+        drawn.append(torch.rand(()).item())
+    assert again == one, "the same seed gives another log"
+    assert drawn == wanted, "a run changes the global generator between two lines"
     other = [dict(line) for line in impl.run(seed=4, steps=3)]
     assert [line["loss"] for line in other] != [line["loss"] for line in one], "seeds do not count"
     assert list(impl.run(steps=2)) == list(impl.run(0, 2)), "seed is not 0 by default"

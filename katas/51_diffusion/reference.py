@@ -149,14 +149,15 @@ class Mixture:
 
     def epsilon(self, x: Tensor, t: Tensor, labels: Tensor, alpha_bars: Tensor) -> Tensor:
         """Return the expected noise in points x (N, 2) at levels t (N,); a label may be none."""
-        alpha_bar = alpha_bars[t].to(x.dtype)[:, None]
-        variances = alpha_bar * self.stds**2 + 1 - alpha_bar  # (N, K)
-        away = x[:, None] - alpha_bar.sqrt()[:, None] * self.means  # (N, K, 2)
+        alpha_bar = alpha_bars[t][:, None]
+        signal, sigma = alpha_bar.sqrt().to(x.dtype), (1 - alpha_bar).sqrt().to(x.dtype)
+        variances = (signal * self.stds) ** 2 + sigma**2  # (N, K)
+        away = x[:, None] - signal[:, None] * self.means  # (N, K, 2)
         densities = -away.square().sum(dim=2) / (2 * variances) - variances.log()
         label, known = labels[:, None], len(self.means)
         others = (torch.arange(known) != label) & (label < known)
         densities = (densities + self.weights.log()).masked_fill(others, -math.inf)
-        means = (1 - alpha_bar).sqrt()[:, None] * away / variances[..., None]
+        means = sigma[:, None] * away / variances[..., None]
         return (densities.softmax(dim=1)[..., None] * means).sum(dim=1)
 
 

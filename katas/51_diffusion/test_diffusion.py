@@ -489,6 +489,29 @@ def test_a_right_output_gives_back_data_and_noise(impl, predicts):
     assert_matches(epsilon, noise, f"the noise of a perfect {predicts}", rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("predicts", PREDICTS)
+def test_data_and_noise_where_next_to_none_is_left(impl, predicts):
+    for kind in ("linear", "cosine"):
+        bars = schedule(kind, 1000)
+        process = diffusion(impl, predicts, bars)
+        x0, noise = torch.randn(2, 4, 3, dtype=torch.float64)
+        t = torch.tensor([1, 2, 999, 1000])
+        x = process.q_sample(x0, t, noise)
+        data, epsilon = process.x0_and_epsilon(process.target(x0, t, noise), x, t)
+        what = f"of a perfect {predicts}, {kind} schedule, levels {t.tolist()} of 1,000"
+        assert_matches(data, x0, f"the data {what}", rtol=1e-7, atol=1e-7)
+        assert_matches(epsilon, noise, f"the noise {what}", rtol=1e-7, atol=1e-7)
+
+
+def test_a_little_noise_is_as_exact_as_much(impl):
+    bars = schedule("linear", 1000)
+    noise, t = torch.rand(6, 2) + 0.5, torch.tensor([1, 2, 3, 10, 500, 1000])
+    got = diffusion(impl, "v", bars).q_sample(torch.zeros(6, 2), t, noise)
+    wanted = ((1 - bars[t]).sqrt()[:, None] * noise.double()).float()
+    what = f"noise alone at levels {t.tolist()} of 1,000, in float32"
+    assert_matches(got, wanted, what, rtol=1e-6, atol=0)
+
+
 def test_noise_in_any_layout_and_mode(impl):
     process = diffusion(impl)
     x0, t, noise, output = some((4, 2))
@@ -1047,6 +1070,7 @@ class Buffers(nn.Module):
         self.frozen = nn.Parameter(torch.randn(4), requires_grad=False)
         self.register_buffer("scale", torch.randn(3))
         self.register_buffer("count", torch.tensor(0))
+        self.register_buffer("unsaved", torch.randn(2), persistent=False)
 
 
 def change(model, times):
@@ -1055,6 +1079,7 @@ def change(model, times):
             p.copy_(torch.randn(p.shape) + times)
         model.scale.copy_(torch.randn(3))
         model.count.fill_(times)
+        model.unsaved.fill_(0.5 * times)
 
 
 @pytest.mark.parametrize("decay", [0.99, 0.4, 0.25, 0.0])
@@ -1200,6 +1225,32 @@ def test_shift_and_spread_of_an_assessment(impl):
         assert abs(value - wanted) < 0.5, f"{name}_shift {value:.2f}, not {wanted:.2f}"
 
 
+def test_shifts_are_from_all_points_of_a_label(impl, monkeypatch):
+    given, sample = [], impl.Mixture.sample
+
+    def spy(self, count, generator):
+        points, labels = sample(self, count, generator)
+        given.append((points.clone(), labels.clone()))
+        return points, labels
+
+    monkeypatch.setattr(impl.Mixture, "sample", spy)
+    place = torch.tensor([0.7, -1.1])
+    process = diffusion(impl, "x0", schedule("cosine", 50))
+    got = impl.assess(process, lambda x, t, labels: place.expand(len(x), 2), mixture(impl), 4)
+    for points, labels in given[:1]:  # it may draw them without `sample`
+        for name, its in (
+            ("ddim", labels == 0),
+            ("ddpm", labels == NONE - 1),
+            ("free", labels < NONE),
+        ):
+            wanted = float((place - points[its].mean(0)).norm())
+            value = got[f"{name}_shift"]
+            assert math.isclose(value, wanted, rel_tol=1e-3), (
+                f"all samples in one place: {name}_shift {value:.4f}, and that place is "
+                f"{wanted:.4f} from the mean of the {int(its.sum())} points"
+            )
+
+
 def test_an_assessment_repeats_itself(impl):
     bars = schedule("cosine", 50)
     process, state = diffusion(impl, "v", bars), torch.get_rng_state()
@@ -1234,8 +1285,16 @@ def test_a_seed_gives_one_log(impl):
     before = torch.get_rng_state()
     one = [dict(line) for line in impl.run(seed=3, steps=4)]
     assert torch.equal(torch.get_rng_state(), before), "a run changes the global generator"
+    # Whoever reads the log may draw between two lines.
     torch.default_generator.manual_seed(6)
-    assert [dict(line) for line in impl.run(3, 4)] == one, "the same seed gives another log"
+    wanted = [torch.rand(()).item() for _ in range(4)]
+    torch.default_generator.manual_seed(6)
+    again, drawn = [], []
+    for line in impl.run(3, 4):
+        again.append(dict(line))
+        drawn.append(torch.rand(()).item())
+    assert again == one, "the same seed gives another log"
+    assert drawn == wanted, "a run changes the global generator between two lines"
     other = [dict(line) for line in impl.run(seed=4, steps=4)]
     assert [line["loss"] for line in other] != [line["loss"] for line in one], "seeds do not count"
     assert list(impl.run(steps=2)) == list(impl.run(0, 2)), "seed is not 0 by default"

@@ -184,13 +184,11 @@ class EMA:
     def update(self, model):
         self.seen = self.seen + 1
         share = 1 - min(self.decay, (1 + self.seen) / (10 + self.seen))
-        new = {name: value.detach() for name, value in model.state_dict().items()}
-        old = self.model.state_dict()
-        names = {name for name, _ in model.named_parameters()}
-        for name in old:
-            if name in names:
-                new[name] = old[name] + share * (new[name] - old[name])
-        self.model.load_state_dict(new)
+        new = dict(model.named_parameters())
+        for name, mean in self.model.named_parameters():
+            mean.data = mean.data + share * (new[name].data - mean.data)
+        for name, buffer in model.named_buffers():
+            self.model.get_buffer(name).data = buffer.clone()
 
 
 def assess(diffusion, model, mixture, seed):

@@ -84,7 +84,8 @@ def warm_runner():
 @pytest.mark.parametrize("folder", catalogue.kata_folders(REAL), ids=lambda folder: folder.name)
 def test_the_first_failure_says_of_a_bug_what_the_whole_file_says(warm_runner, folder):
     kata = kata_toml.load(folder)
-    for bug in kata.bugs:
+    # A system's whole file takes seconds.
+    for bug in kata.bugs[::4] if kata.is_system else kata.bugs:
         first, whole = (
             run_alone(warm_runner, kata, bug, SEED, whole=whole) for whole in (False, True)
         )

@@ -996,6 +996,25 @@ def test_a_run_is_what_the_brief_says(log):
     )
 
 
+def test_a_run_trains_a_model_of_the_size_of_the_brief(impl):
+    shapes = {}
+
+    def hook(module, args, out):
+        if isinstance(module, impl.Seq2Seq):
+            shapes.update({name: tuple(p.shape) for name, p in module.named_parameters()})
+
+    handle = nn.modules.module.register_module_forward_hook(hook)
+    try:
+        list(impl.run(steps=1))
+    finally:
+        handle.remove()
+    layers = {name.split(".")[1] for name in shapes if name.startswith(("encoder.", "decoder."))}
+    assert layers == {"0"}, f"the layers of each half are {sorted(layers)}"
+    for half in ("encoder", "decoder"):
+        got = shapes[f"{half}.0.ff.0.weight"]
+        assert got == (96, 48), f"the first weight of the {half}'s ff has the shape {got}"
+
+
 def test_a_seed_gives_one_log(impl):
     torch.default_generator.manual_seed(5)
     before = torch.get_rng_state()

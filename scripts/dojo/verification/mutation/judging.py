@@ -15,8 +15,9 @@ from dojo.verification.mutation.mutants import Mutant, mutants
 from dojo.verification.mutation.result_store import MutantOutcome, Trial, Trials
 from dojo.verification.mutation.survivors import Survivor, read_survivors
 
-# A mutant may loop for ever, so it gets little time; a reference's test takes milliseconds.
-LIMITS = Limits(test_seconds=3.0, run_seconds=20.0)
+# A mutant may loop for ever, so it gets little time; a reference's test takes milliseconds, and a
+# system's run seconds on a busy machine.
+LIMITS = Limits(test_seconds=8.0, run_seconds=40.0)
 FIRST_SEED, SECOND_SEED = 0, 1
 
 

@@ -217,7 +217,7 @@ def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, obje
     """Make a kata's fixtures inside the guards too: they run the code."""
     if kata_folder(request.node.path) is None:  # of a session, or of other tests
         return (yield)
-    with guards.contained(request.config.option.kata_timeout):
+    with guards.contained(_seconds_allowed(request.config)):
         return (yield)
 
 
@@ -229,7 +229,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         return
     started = time.process_time()
     try:
-        with guards.contained(_seconds_allowed(item)):
+        with guards.contained(_seconds_allowed(item.config)):
             yield
     finally:
         item.stash[_seconds] = time.process_time() - started
@@ -258,8 +258,8 @@ def pytest_exception_interact(node: pytest.Item, call: pytest.CallInfo[None]) ->
         of_kata[-1].tb_next = None
 
 
-def _seconds_allowed(item: pytest.Item) -> float:
-    seconds: float = item.config.option.kata_timeout
+def _seconds_allowed(config: pytest.Config) -> float:
+    seconds: float = config.option.kata_timeout
     kernels = sys.modules.get("dojo.kernels")
     # Compiling and tuning a kernel takes far longer than running it.
     return 10 * seconds if kernels and kernels.DEVICE == "cuda" else seconds

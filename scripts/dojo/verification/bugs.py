@@ -1,6 +1,5 @@
 """Proves that a kata can be trusted: correct solutions pass, and every bug is caught."""
 
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +16,10 @@ from dojo.testrun.results import Outcome, RunResult, Verdict
 from dojo.verification import budget, likeness, lint, structure, symptoms
 from dojo.verification.findings import Findings, Proof, Tally, refusal
 from dojo.verification.ledger import Ledger
-from dojo.verification.sets import larger_sets, pairs
+from dojo.verification.sets import larger_sets, pairs, some_pairs
 
 SEEDS, SEEDS_WHOLE = 1, 5
 SEEDS_OF_SYSTEMS = 2  # in a whole check: their tests take seconds, their symptoms have many seeds
-SAMPLE_OF_PAIRS, SAMPLE_OF_SEEDS = 60, 10
 
 _Job = TypeVar("_Job")
 
@@ -65,15 +63,12 @@ class Verifier:
         return seeds * (1 + len(kata.solutions) + len(bugs)) + sets + healthy
 
     def _pairs(self, kata: Kata, bugs: Sequence[Bug]) -> list[tuple[Bug, ...]]:
-        """Return the pairs to plant: of a system perhaps a sample, always the same one."""
-        every = pairs(kata, bugs)
-        if not (kata.is_system and self._sample):
-            return every
-        return random.Random(kata.name).sample(every, min(len(every), SAMPLE_OF_PAIRS))
+        """Return the pairs to plant."""
+        return (some_pairs if kata.is_system and self._sample else pairs)(kata, bugs)
 
     def _healthy_seeds(self) -> range:
         """Return what to raise the seeds of a system's symptoms by."""
-        return range(1, SAMPLE_OF_SEEDS if self._sample else symptoms.SEEDS)
+        return range(1, symptoms.SAMPLE if self._sample else symptoms.SEEDS)
 
     def _seeds(self, kata: Kata) -> int:
         if not self._whole:

@@ -9,6 +9,7 @@ from dojo.kata.kata import Kata
 from dojo.kata.planting import choose, conflict
 
 LARGER_SETS, SMALLEST = 10, 3
+SAMPLE = 60
 
 
 def pairs(kata: Kata, bugs: Sequence[Bug]) -> list[tuple[Bug, ...]]:
@@ -18,6 +19,12 @@ def pairs(kata: Kata, bugs: Sequence[Bug]) -> list[tuple[Bug, ...]]:
         for pair in combinations(bugs, 2)
         if not conflict(kata.correct_source, pair) and not kept_apart(pair)
     ]
+
+
+def some_pairs(kata: Kata, bugs: Sequence[Bug]) -> list[tuple[Bug, ...]]:
+    """Draw a sample of these pairs; always the same one."""
+    every = pairs(kata, bugs)
+    return random.Random(kata.name).sample(every, min(len(every), SAMPLE))
 
 
 def larger_sets(kata: Kata, bugs: Sequence[Bug]) -> list[tuple[Bug, ...]]:

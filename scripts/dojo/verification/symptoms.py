@@ -8,7 +8,7 @@ from dojo.runner.runner import Runner
 from dojo.testrun.implementation import Planted, Text
 from dojo.testrun.results import RunResult, check_functions, test_functions
 
-SEEDS = 50  # on which the reference has to pass the symptoms
+SEEDS, SAMPLE = 50, 10  # on which the reference has to pass the symptoms
 
 
 def symptoms(kata: Kata) -> set[str]:

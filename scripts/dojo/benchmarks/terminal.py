@@ -54,6 +54,10 @@ class Terminal:
         shown, self._shown = self._shown[: match.end()], self._shown[match.end() :]
         return shown.decode(errors="replace")
 
+    def hang_up(self) -> None:
+        """Take the terminal away from the command; no more is read or pressed."""
+        os.close(self._controller)
+
     def forget(self) -> None:
         """Leave out of account whatever was shown until now."""
         self._shown = b""
@@ -62,9 +66,10 @@ class Terminal:
                 pass
 
 
-@contextmanager
-def in_terminal(command: Sequence[str], project: Project) -> Iterator[Terminal]:
-    """Run a command at the project's root for the length of the block, then kill it."""
+def start_in_terminal(
+    command: Sequence[str], project: Project
+) -> tuple[subprocess.Popen[bytes], Terminal]:
+    """Start a command at the project's root, in a session and a terminal of its own."""
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     environment = {
@@ -88,11 +93,18 @@ def in_terminal(command: Sequence[str], project: Project) -> Iterator[Terminal]:
     )
     os.close(terminal)
     os.set_blocking(controller, False)
+    return process, Terminal(controller)
+
+
+@contextmanager
+def in_terminal(command: Sequence[str], project: Project) -> Iterator[Terminal]:
+    """Run a command at the project's root for the length of the block, then kill it."""
+    process, terminal = start_in_terminal(command, project)
     try:
-        yield Terminal(controller)
+        yield terminal
     finally:
         # With what it runs: a run of pytest that is left over would slow the next measurement.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        os.close(controller)
+        terminal.hang_up()

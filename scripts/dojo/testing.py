@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -338,6 +338,22 @@ class HandDown(torch.autograd.Function):
     def backward(ctx: Any, *_: Any) -> Any:
         """Return the gradient for `out`."""
         return ctx.grad_out, None
+
+
+def read_with_draws(run: Callable[[int, int], Iterable[Any]], seed: int, steps: int) -> list[Any]:
+    """Return the log of `run(seed, steps)`, read by one who draws random numbers between its lines.
+
+    Fails if that reader does not get the global generator's own numbers.
+    """
+    torch.default_generator.manual_seed(6)
+    wanted = [torch.rand(()).item() for _ in range(steps)]
+    torch.default_generator.manual_seed(6)
+    log, drawn = [], []
+    for line in run(seed, steps):
+        log.append(line)
+        drawn.append(torch.rand(()).item())
+    assert drawn == wanted, "a run changes the global generator between two lines"
+    return log
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Keeps broken code from taking pytest down with it: endless loops, `os._exit`, floods of output.
+"""Keeps broken code from taking pytest down with it: endless loops, exits, skips, floods.
 
 These work inside the process, so they also serve plain `pytest`. What they cannot stop (a loop
 inside C code, a crash of the interpreter) ends the process; the runner turns that into a verdict.

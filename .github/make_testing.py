@@ -7,6 +7,8 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 MODULES = {
     "dojo.testing": "Every kata's tests may import these.",
+    "dojo.simulation.ranks": "For katas that train on several ranks; their code imports these too.",
+    "dojo.simulation.crashes": "For tests of files that have to outlive a crash.",
     "dojo.kernels": "The tests of kernel katas import these too, before anything imports triton.",
 }
 HEAD = """\

@@ -175,8 +175,8 @@ def _replace_exit(exit_process: Callable[[int], Any]) -> None:
             vars(module)["_exit"] = exit_process
 
 
-# What may skip a test or end a run: a kernel kata's tests where memory is short, q in a debugger.
-_MAY_SKIP = {"dojo.kernels", "_pytest.debugging"}
+# What may skip a test or end a run: tests that need memory or a fork, q in a debugger.
+_MAY_SKIP = {"dojo.kernels", "dojo.simulation.crashes", "_pytest.debugging"}
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""What a kata cannot have for real: a cluster, and a crash."""

@@ -203,7 +203,7 @@ class Lent(Warm):
 
     _idle: ClassVar[list[Warm]] = []
 
-    def __init__(self, project):
+    def __init__(self, project, imports=()):
         self._warm = Lent._idle.pop() if Lent._idle else Warm(REAL)
         self._asking = False
 

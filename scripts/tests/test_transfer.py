@@ -12,11 +12,12 @@ from dojo.history.history import History, Run
 from dojo.history.merge import rows
 from dojo.history.migrations import MIGRATIONS
 from dojo.history.moves import MoveKind
+from dojo.history.proofs import Goal
 from dojo.history.sessions import Ending
 from dojo.history.statistics import gather
 
 TODAY = date(2026, 3, 10)
-TABLES = ("attempt", "run", "hint", "move", "session", "exercise")
+TABLES = ("attempt", "run", "hint", "move", "session", "proof", "exercise")
 SOLVED = Run("abc", 3, 0, ("divides",), True, 0.1)
 FAILED = Run("def", 1, 2, (), False, 0.1)
 
@@ -60,6 +61,9 @@ def practise(history):
     sessions.begin_exercise(second.id, history.start("02_rope", ["twist"]))
     sessions.end_exercise(second.id, Ending.MISSED, 900, 1)
     sessions.end(session.id)
+    proof = history.proofs.begin("01_scale", Goal.HALF, ["divides", "adds-factor"])
+    history.proofs.judged(proof.id, caught=1, alarms=0)
+    history.proofs.end(proof.id, Ending.SOLVED, 3)
 
 
 def begin_session(history):
@@ -97,7 +101,8 @@ def test_every_table_is_exported_and_merged(history):
 def test_a_fresh_history_becomes_equal_and_a_second_import_changes_nothing(history, other):
     practise(other)
     new = carry(other, history)
-    assert new == {"attempt": 3, "run": 3, "hint": 1, "move": 1, "session": 1, "exercise": 2}
+    found = {"attempt": 3, "run": 3, "hint": 1, "move": 1, "session": 1, "proof": 1, "exercise": 2}
+    assert new == found
     assert gather(history, [], TODAY, UTC) == gather(other, [], TODAY, UTC)
     once = everything(history)
     assert once == everything(other)
@@ -275,7 +280,7 @@ def test_the_commands_carry_a_history_and_overwrite_nothing_unasked(cli, project
     assert cli("import", file).output == "nothing new in it\n"
     project.history.unlink()
     assert cli("import", "-", input=piped).output == (
-        "imported 3 attempts, 3 runs, 1 hint, 1 move, 1 session, 2 exercises\n"
+        "imported 3 attempts, 3 runs, 1 hint, 1 move, 1 session, 1 proof, 2 exercises\n"
     )
 
 

@@ -22,6 +22,7 @@ _COMMANDS = (
     "new",
     "practice",
     "probe",
+    "prove",
     "reset",
     "reveal",
     "run",

@@ -12,8 +12,9 @@ from dojo.wording.tables import render
 @click.argument("name", metavar="KATA")
 @click.option("--list", "show", is_flag=True, help="List the texts that are kept.")
 @click.option("--to", "number", type=int, metavar="N", help="Bring back text N of that list.")
+@click.option("--proof", is_flag=True, help="Of proof.py, in place of botched.py.")
 @click.pass_obj
-def command(project: Project, name: str, show: bool, number: int | None) -> None:
+def command(project: Project, name: str, show: bool, number: int | None, proof: bool) -> None:
     """Bring back your text from before the last reset, reveal or undo.
 
     The present text is kept too, so undo twice changes nothing.
@@ -23,7 +24,7 @@ def command(project: Project, name: str, show: bool, number: int | None) -> None
     Example: kata undo softmax --to 3
     """
     kata = catalogue.find(project, name)
-    workspace = Workspace(project, kata)
+    workspace = Workspace(project, kata, proof=proof)
     if show:
         rows = [
             (

@@ -20,12 +20,13 @@ from dojo.history.database import Database, now
 from dojo.history.history import History
 from dojo.history.merge import merge, rows
 from dojo.history.migrations import MIGRATIONS
+from dojo.history.proofs import Proofs
 from dojo.history.sessions import Sessions
 
 _FORMAT = "history of ml-bug-katas"
 _TABLES = "SELECT name FROM sqlite_master WHERE type = 'table'"
 _MOMENTS = {"at", "started_at", "revealed_at", "solved_at", "ended_at"}
-_LISTS = {"planted", "gone", "bugs"}
+_LISTS = {"planted", "gone", "bugs", "versions"}
 _DAMAGE = (
     ValueError,
     TypeError,
@@ -151,6 +152,7 @@ def _check(database: Database) -> None:
     sessions = Sessions(database)
     sessions.all()
     sessions.exercises()
+    Proofs(database).all()
 
 
 def _check_names(text: str) -> None:

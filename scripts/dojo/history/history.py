@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dojo.history.database import Database, moment, now
 from dojo.history.moves import Moves
+from dojo.history.proofs import Proofs
 from dojo.history.sessions import Sessions
 
 
@@ -38,7 +39,7 @@ class Run:
 
 
 class History:
-    """The learner's attempts, with their `moves`, and the practice `sessions`.
+    """The learner's attempts, with their `moves`, the practice `sessions`, and the `proofs`.
 
     A command has one connection.
     """
@@ -48,6 +49,7 @@ class History:
         self.database = Database(path)
         self.sessions = Sessions(self.database)
         self.moves = Moves(self.database)
+        self.proofs = Proofs(self.database)
 
     def __enter__(self) -> "History":
         """Return the history itself."""

@@ -17,6 +17,7 @@ _KEYS = {
     "hint": ("attempt", "bug", "level"),
     "move": ("attempt", "at"),
     "session": ("started_at",),
+    "proof": ("kata", "started_at"),
 }
 _REFERENCES = {"attempt": "attempt", "session": "session"}
 
@@ -46,6 +47,10 @@ def _end_sessions(theirs: Database) -> None:
         "UPDATE exercise SET outcome = ?, "
         "ended_at = (SELECT ended_at FROM session WHERE id = exercise.session) "
         "WHERE outcome IS NULL",
+        (Ending.SKIPPED,),
+    )
+    theirs.execute(
+        "UPDATE proof SET outcome = ?, ended_at = started_at WHERE outcome IS NULL",
         (Ending.SKIPPED,),
     )
 

@@ -95,4 +95,26 @@ MIGRATIONS = (
         "whether a run came to its end",
         "ALTER TABLE run ADD COLUMN whole INTEGER NOT NULL DEFAULT 1;",
     ),
+    Migration(
+        "proofs",
+        """
+        CREATE TABLE proof (
+            id INTEGER PRIMARY KEY,
+            kata TEXT NOT NULL,
+            goal TEXT NOT NULL,
+            versions TEXT NOT NULL,
+            budget REAL,
+            started_at TEXT NOT NULL,
+            spent REAL NOT NULL DEFAULT 0,
+            hints INTEGER NOT NULL DEFAULT 0,
+            claims INTEGER NOT NULL DEFAULT 0,
+            caught INTEGER NOT NULL DEFAULT 0,
+            alarms INTEGER NOT NULL DEFAULT 0,
+            outcome TEXT,
+            grade INTEGER,
+            ended_at TEXT
+        );
+        CREATE INDEX proof_kata ON proof (kata);
+        """,
+    ),
 )

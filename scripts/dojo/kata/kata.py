@@ -80,6 +80,11 @@ class Kata:
         return self.folder / "botched.py"
 
     @property
+    def proof(self) -> Path:
+        """Return the path of the tests that the learner writes."""
+        return self.folder / "proof.py"
+
+    @property
     def reference(self) -> Path:
         """Return the path of the correct implementation."""
         return self.folder / "reference.py"

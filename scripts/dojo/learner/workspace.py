@@ -1,4 +1,4 @@
-"""The learner's file of one kata: which attempt it is, its backups, and their way back.
+"""A learner's file of one kata: which attempt it is, its backups, and their way back.
 
 What is planted in it, its attempt knows, a row of the history. A file that belongs to none is the
 one that came with the kata.
@@ -30,10 +30,11 @@ class Backup:
 class Workspace:
     """The learner's file of one kata. Whatever overwrites it goes through `replace`."""
 
-    def __init__(self, project: Project, kata: Kata) -> None:
-        """Open the workspace; nothing is written until something is replaced."""
+    def __init__(self, project: Project, kata: Kata, *, proof: bool = False) -> None:
+        """Open the workspace of botched.py, or of the proof; nothing is written yet."""
         self.kata = kata
-        self._folder = project.state / "katas" / kata.name
+        self._file = kata.proof if proof else kata.botched
+        self._folder = project.state / "katas" / kata.name / ("proof" if proof else "")
         self._state = self._folder / "state.json"
 
     def content(self) -> bytes | None:
@@ -41,7 +42,7 @@ class Workspace:
 
         Bytes, not text: a backup of a file that is not even UTF-8 still loses nothing.
         """
-        return read_bytes(self.kata.botched)
+        return read_bytes(self._file)
 
     def text(self) -> str:
         """Return the text of the learner's file; empty if it is missing."""
@@ -73,7 +74,7 @@ class Workspace:
         pending = {"old": revision(old or b""), "attempt": attempt}
         self._write_state({"attempt": current, "pending": pending})
         if old != new:
-            write_atomically(self.kata.botched, new)
+            write_atomically(self._file, new)
         self._write_state({"attempt": attempt})
         return backup
 

@@ -24,6 +24,7 @@ from dojo.files import revision
 from dojo.kata.kata_toml import load
 from dojo.pytest_plugin import reporter, sealing
 from dojo.testrun import guards
+from dojo.testrun.closed_book import PROOF, Reads, closed_book
 from dojo.testrun.device import has_gpu
 from dojo.testrun.implementation import (
     Implementation,
@@ -101,6 +102,39 @@ def pytest_report_header(config: pytest.Config) -> str:
 def kata_folder(path: Path) -> Path | None:
     """Return the kata folder that a test file belongs to, or None for any other test."""
     return path.parent if (path.parent / "kata.toml").is_file() else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Import a proof with its book closed."""
+    with _closed_book(collector) as read:
+        report = yield
+    if said := read():
+        report.outcome, report.longrepr = "failed", said
+    return report
+
+
+@contextlib.contextmanager
+def _by_the_book(node: pytest.Item) -> Iterator[None]:
+    """Fail where a proof reads what it is to test, even if it makes nothing of that."""
+    with _closed_book(node) as read:
+        yield
+    if said := read():
+        raise Reads(said, pytrace=False)
+
+
+@contextlib.contextmanager
+def _closed_book(node: pytest.Item | pytest.Collector) -> Iterator[Callable[[], str]]:
+    """Let a proof read neither the code under test nor the kata's files; other tests may."""
+    folder = kata_folder(node.path) if node.path.name == PROOF else None
+    if folder is None:
+        yield str
+        return
+    which = parse(node.config.option.impl, node.config.invocation_params.dir)
+    with closed_book(folder, which.path if isinstance(which, Solution) else None) as read:
+        yield read
 
 
 @pytest.hookimpl(wrapper=True)
@@ -217,7 +251,9 @@ def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, obje
     """Make a kata's fixtures inside the guards too: they run the code."""
     if kata_folder(request.node.path) is None:  # of a session, or of other tests
         return (yield)
-    with guards.contained(_seconds_allowed(request.config)):
+    loads = request.fixturename == "impl"  # which reads what it loads
+    book = contextlib.nullcontext() if loads else _by_the_book(request.node)
+    with guards.contained(_seconds_allowed(request.config)), book:
         return (yield)
 
 
@@ -229,7 +265,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         return
     started = time.process_time()
     try:
-        with guards.contained(_seconds_allowed(item.config)):
+        with guards.contained(_seconds_allowed(item.config)), _by_the_book(item):
             yield
     finally:
         item.stash[_seconds] = time.process_time() - started
@@ -280,7 +316,11 @@ def pytest_runtest_makereport(
             if result.outcome is Outcome.TIMEOUT:
                 _stop(item.config, folder, "an earlier test did not end")
             # Plain data: xdist sends a report's attributes from its workers as JSON.
-            vars(report)["kata"] = {"folder": str(folder), "result": result.to_json()}
+            vars(report)["kata"] = {
+                "folder": str(folder),
+                "proof": item.path.name == PROOF,
+                "result": result.to_json(),
+            }
         sealing.keep_sealed(item, report, folder.name)
     return report
 
@@ -291,7 +331,8 @@ def _test_result(
     if report.passed and report.when != "call":
         return None
     if report.failed:
-        outcome = Outcome.FAILED if report.when == "call" else Outcome.ERROR
+        reads = call.excinfo is not None and isinstance(call.excinfo.value, Reads)
+        outcome = Outcome.FAILED if report.when == "call" and not reads else Outcome.ERROR
         if call.excinfo is not None and isinstance(call.excinfo.value, guards.TimedOut):
             outcome = Outcome.TIMEOUT
     else:
@@ -329,6 +370,8 @@ def _message(call: pytest.CallInfo[None]) -> str:
         text = f"{place.removeprefix(' ')}: {text}" if place else text
     elif place or not isinstance(error, AssertionError):
         text = f"{type(error).__name__}{place}: {text}"
+    if isinstance(error, pytest.FixtureLookupError):
+        text = f"there is no fixture {error.argname!r}"
     if isinstance(error, RuntimeError) and not place:
         text = next((said for torchs, said in _AUTOGRAD.items() if torchs in text), text)
     return _shorten(text)

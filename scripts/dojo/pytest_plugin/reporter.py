@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dojo.errors import DojoError
+from dojo.errors import DojoError, typed
 from dojo.history.history import History
 from dojo.kata.kata_toml import load
 from dojo.learner.player import Player
@@ -29,6 +29,7 @@ class VerdictReporter:
         """Begin with no results."""
         self._config = config
         self._results: defaultdict[Path, list[TestResult]] = defaultdict(list)
+        self._proofs: set[Path] = set()  # katas for which the learner's own tests ran
         self._deselected = False
         self._lines: list[str] = []
 
@@ -39,7 +40,9 @@ class VerdictReporter:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the structured result that the plugin attached to the report."""
         sent = getattr(report, "kata", None)
-        if sent is not None:
+        if sent is not None and sent["proof"]:
+            self._proofs.add(Path(sent["folder"]))
+        elif sent is not None:
             self._results[Path(sent["folder"])].append(TestResult.from_json(sent["result"]))
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
@@ -59,6 +62,9 @@ class VerdictReporter:
             terminalreporter.write_line(f"the same random data again: --kata-seed {seed}")
         for line in self._lines:
             terminalreporter.write_line(line)
+        for folder in sorted(self._proofs):
+            judge = typed("prove", folder.name)
+            terminalreporter.write_line(f"{folder.name}: {judge} says what your proof is worth")
 
     def _judge(self, folder: Path, outcomes: list[TestResult]) -> str:
         name = folder.name

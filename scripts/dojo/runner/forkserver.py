@@ -44,7 +44,7 @@ def main() -> None:
     # What an import prints must not end up among the answers, and pytest takes descriptor 0.
     answers = worker.silenced_output()
     requests = os.dup(0)
-    for name in _PRELOAD:
+    for name in (*_PRELOAD, *sys.argv[1:]):
         __import__(name)
     import torch
 

@@ -2,7 +2,7 @@
 
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -55,14 +55,23 @@ class Pool:
             finally:
                 if waiting:
                     threads.shutdown(wait=False, cancel_futures=True)
-                    for runner in self._runners:
-                        runner.cancel()
+                    self.cancel()
+
+    def cancel(self) -> None:
+        """Stop the runs that are under way, from any thread; they return as cancelled."""
+        for runner in self._runners:
+            runner.cancel()
 
 
 @contextmanager
-def runner_pool(project: Project, limits: Limits | None = None) -> Iterator[Pool]:
-    """Start as many runners as there are cores, and end them afterwards."""
-    runners = [Runner(project, limits, processes=1) for _ in range(cores())]
+def runner_pool(
+    project: Project, limits: Limits | None = None, imports: Sequence[str] = ()
+) -> Iterator[Pool]:
+    """Start as many runners as there are cores, and end them afterwards.
+
+    They import these modules beforehand, too.
+    """
+    runners = [Runner(project, limits, processes=1, imports=imports) for _ in range(cores())]
     try:
         yield Pool(runners)
     finally:

@@ -4,7 +4,7 @@ import os
 import secrets
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -40,8 +40,9 @@ class Runner:
         limits: Limits | None = None,
         warm: bool = hasattr(os, "fork"),
         processes: int | None = None,
+        imports: Sequence[str] = (),
     ) -> None:
-        """Start the warm process; it gets ready while the caller goes on.
+        """Start the warm process; it gets ready while the caller goes on, with these modules too.
 
         Not `warm`, for where there is no fork: a fresh process for every run, the same results.
         As many `processes` as there are cores, or a few, share out the tests of a run, unless a
@@ -52,7 +53,7 @@ class Runner:
         self._processes = (processes or min(cores(), _MOST_PROCESSES)) if warm else 1
         self._lock = threading.Lock()
         self._variants = tempfile.TemporaryDirectory(prefix="kata-variants-")
-        self._transport: Transport = Warm(project) if warm else Cold(project)
+        self._transport: Transport = Warm(project, imports) if warm else Cold(project)
 
     def __enter__(self) -> "Runner":
         """Return the runner itself."""
@@ -77,15 +78,17 @@ class Runner:
         only: Collection[str] = (),
         first: Collection[str] = (),
         tell_failure: Tell | None = None,
+        tests: Path | None = None,
     ) -> RunResult:
         """Run the kata's tests against an implementation: all, or until the first failure.
 
-        `only` names test functions: no others run. Those in `first` run before the others. The
-        first failure is told at once, before the run has ended.
+        `tests` is a file in the kata's folder that takes the place of its own. `only` names test
+        functions: no others run. Those in `first` run before the others. The first failure is told
+        at once, before the run has ended.
         """
         with self._lock, self._in_a_file(kata, implementation) as impl:
             request = replace(
-                self._request(kata, impl),
+                self._request(kata, impl, tests or kata.tests),
                 seed=secrets.randbelow(2**31) if seed is None else seed,
                 only=tuple(sorted(only)),
                 first=tuple(sorted(first)),
@@ -142,13 +145,13 @@ class Runner:
         finally:
             variant.path.unlink()
 
-    def _request(self, kata: Kata, impl: str) -> Request:
-        """Return the request for all tests."""
+    def _request(self, kata: Kata, impl: str, tests: Path) -> Request:
+        """Return the request for all tests of a file."""
         root = self._project.root
         return Request(
             root=str(root),
             arguments=(
-                str(kata.folder),
+                str(tests),
                 f"--rootdir={root}",
                 f"--kata-timeout={self._limits.test_seconds}",
                 "--kata-no-history",
@@ -158,7 +161,7 @@ class Runner:
                 # A crash ends in a verdict; its trace would come out among what is shown.
                 "-pno:faulthandler",
             ),
-            collects=(str(kata.tests), str(root / "conftest.py"), str(root / "pyproject.toml")),
+            collects=(str(tests), str(root / "conftest.py"), str(root / "pyproject.toml")),
             impl=impl,
             # Plugins found by entry points cost more than a fast kata's tests.
             environment={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from dojo.errors import DojoError
@@ -54,9 +54,9 @@ class Transport(Protocol):
 class Warm:
     """Asks a process that has torch and pytest imported, and forks for every request."""
 
-    def __init__(self, project: Project) -> None:
-        """Start the process; it gets ready while the caller goes on."""
-        self.process = _start("dojo.runner.forkserver", project)
+    def __init__(self, project: Project, imports: Sequence[str] = ()) -> None:
+        """Start the process; it gets ready while the caller goes on, with these modules too."""
+        self.process = _start("dojo.runner.forkserver", project, imports)
         self._ready = False
 
     def ask(self, request: Request, tell_failure: Tell) -> Answer:
@@ -188,9 +188,11 @@ def _ended_unexpectedly() -> DojoError:
     return DojoError("the test runner ended unexpectedly; run the command again")
 
 
-def _start(module: str, project: Project, stderr: int | None = None) -> "subprocess.Popen[bytes]":
+def _start(
+    module: str, project: Project, arguments: Sequence[str] = (), stderr: int | None = None
+) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-m", module],
+        [sys.executable, "-m", module, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,

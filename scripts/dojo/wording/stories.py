@@ -17,14 +17,21 @@ def story_lines(
 
     The story is wrapped, unless there is no width to wrap it to, and left out if it was `told`.
     """
-    why = "the same again, elsewhere" if bug.why in told else bug.why
-    lines = [bug.title, *_wrapped(why, width)]
+    lines = tale_lines(bug, width, told=told)
     lines += [f"  {line}" for line in code_lines(bug)]
     lines += [f"  seen in: {link}" for link in bug.seen_in]
     for question in bug.ask:
         lines += _wrapped(f"asked: {question.text}", width)
         lines += _wrapped(f"  {question.answer}", width)
     return lines
+
+
+def tale_lines(
+    bug: Bug, width: int | None = STORY_WIDTH, *, told: Collection[str] = ()
+) -> list[str]:
+    """Return a bug's title and what it does, without the lines of code that it is in."""
+    why = "the same again, elsewhere" if bug.why in told else bug.why
+    return [bug.title, *_wrapped(why, width)]
 
 
 def code_lines(bug: Bug) -> list[str]:

@@ -1,0 +1,123 @@
+"""kata prove: write the tests that expose a kata's bugs."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from dojo.cli.keys import key_presses
+from dojo.errors import typed
+from dojo.history.history import History
+from dojo.history.proofs import Goal
+from dojo.history.sessions import Ending
+from dojo.kata import catalogue
+from dojo.learner.player import Player
+from dojo.practice.proof_loop import ProofJudged, ProofLoop, ProofOver, proving
+from dojo.practice.proving import Prover, prover
+from dojo.practice.session import refuse_in_interview
+from dojo.project import Project
+from dojo.runner.pool import Pool, runner_pool
+from dojo.wording.proofs import KEYS, event_lines, keys_line, task_lines
+
+# What the first use of torch.testing imports; every run would pay for it.
+IMPORTS = ("torch.distributed.tensor",)
+_TICK_SECONDS = 0.5
+
+
+@click.command(name="prove")
+@click.argument("name", metavar="KATA")
+@click.option(
+    "--goal",
+    type=click.Choice([str(goal) for goal in Goal]),
+    help="Catch one bug whose story is told, half of the wrong versions, or all (the default).",
+)
+@click.option("--seed", type=int, metavar="S", help="The same wrong versions for everyone.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0.01), help="Against the clock; none by default."
+)
+@click.option("--once", is_flag=True, help="Judge proof.py once, and end.")
+@click.option("--reset", is_flag=True, help="Begin proof.py anew; your text is kept.")
+@click.pass_obj
+def command(
+    project: Project,
+    name: str,
+    goal: str | None,
+    seed: int | None,
+    minutes: float | None,
+    once: bool,
+    reset: bool,
+) -> None:
+    """Write tests that catch wrong versions of a kata and refuse no correct one.
+
+    Your tests are in proof.py, in the kata's folder. They take the fixture impl, and may use
+    dojo.testing or torch.testing. At each save they run on correct versions in several styles, and
+    on wrong ones: the catalogued bugs and twenty fresh ones, of a system ten in all. A proof may
+    only call the code: one that reads it, or a file of the kata, gets no verdict.
+
+    Without options, a proof that was left goes on with the same versions.
+
+    \b
+    Example: kata prove softmax
+    Example: kata prove softmax --goal one
+    Example: kata prove softmax --once
+    Exit status: 0 the goal is reached or you quit, 1 not yet (with --once, or time is up).
+    """
+    kata = catalogue.find(project, name)
+    with (
+        runner_pool(project, imports=IMPORTS) as pool,
+        History(project.history) as history,
+    ):
+        refuse_in_interview(Player(project, kata, history))
+        budget = None if minutes is None else 60 * minutes
+        proof = prover(project, kata, history, Goal(goal) if goal else None, seed, budget)
+        if reset and proof.restart():
+            click.echo(f"your text is kept: {typed('undo', kata.name, '--proof')}")
+        proof.make_file()
+        reached = prove(proof, pool, once=once)
+    if not reached:
+        raise SystemExit(1)
+
+
+def prove(prover: Prover, pool: Pool, *, once: bool = False) -> bool:
+    """Judge a proof at every save until it ends; say whether that is well."""
+    name = prover.kata.name
+    for line in task_lines(prover):
+        click.echo(line)
+    with proving(prover, pool) as loop, _keys(loop, once) as has_keys:
+        click.echo(f"{prover.kata.proof}" + (f"\n{keys_line()}" if has_keys else ""))
+        try:
+            for event in loop.events(KEYS, _TICK_SECONDS):
+                judged = isinstance(event, ProofJudged)
+                if judged and has_keys:
+                    click.clear()
+                for line in event_lines(event, name):
+                    click.echo(line)
+                if isinstance(event, ProofOver):
+                    debrief = event.debrief
+                    return debrief is None or debrief.proof.ending is not Ending.MISSED
+                if once and judged and not prover.reached:
+                    return False
+                if judged and has_keys:
+                    click.echo(keys_line())
+        except KeyboardInterrupt:
+            click.echo()
+    return True
+
+
+@contextmanager
+def _keys(loop: ProofLoop, once: bool) -> Iterator[bool]:
+    """Pass keys on, or where there are none the first letters of lines."""
+    if once:
+        yield False
+        return
+    with key_presses(loop.press) as has_keys:
+        if not has_keys:
+            threading.Thread(target=_read_lines, args=(loop,), daemon=True).start()
+        yield has_keys
+
+
+def _read_lines(loop: ProofLoop) -> None:
+    for line in sys.stdin:
+        loop.press(line.strip().lower())

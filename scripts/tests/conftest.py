@@ -43,6 +43,7 @@ default = ["adds-factor"]
 [[bug]]
 id = "adds-factor"
 title = "Adds the factor"
+kind = "formula"
 find = "x * factor"
 replace = "x + factor"
 killed_by = ["test_scale"]
@@ -53,6 +54,7 @@ seen_in = ["https://example.org/issues/1"]
 [[bug]]
 id = "divides"
 title = "Divides by the factor"
+kind = "scale"
 find = "return x * factor"
 replace = "return x / factor"
 killed_by = ["test_scale"]
@@ -62,6 +64,7 @@ why = "Dividing is scaling the other way."
 [[bug]]
 id = "subtracts-offset"
 title = "Subtracts the offset"
+kind = "formula"
 find = "moved = x + offset"
 replace = "moved = x - offset"
 killed_by = ["test_shift"]
@@ -121,6 +124,7 @@ default = ["forgets-centre", "rate-rises"]
 [[bug]]
 id = "forgets-centre"
 title = "Forgets the centre"
+kind = "formula"
 find = "2 * (x - centre)"
 replace = "2 * x - centre"
 killed_by = ["test_the_loss_falls", "test_gradient_by_hand", "test_gradient_at_the_centre"]
@@ -131,6 +135,7 @@ ask = [["Where is the slope 0?", "At the centre."], ["And its sign?", "That of x
 [[bug]]
 id = "rate-rises"
 title = "The rate rises"
+kind = "schedule"
 find = "(1 - step / steps)"
 replace = "(step / steps)"
 killed_by = ["test_rate_falls", "test_the_loss_falls_at_once"]
@@ -141,6 +146,7 @@ ask = [["Why let it fall?", "To settle."], ["Why not at once?", "To get there."]
 [[bug]]
 id = "half-the-slope"
 title = "Half the slope"
+kind = "scale"
 find = "    return 2 * (x - centre)"
 replace = "    return x - centre"
 killed_by = ["test_gradient_by_hand"]

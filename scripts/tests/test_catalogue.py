@@ -4,6 +4,7 @@ import pytest
 
 from dojo.errors import CatalogueError, DojoError
 from dojo.kata import catalogue, kata_toml
+from dojo.kata.bug import Kind
 from dojo.project import Project
 
 
@@ -44,6 +45,12 @@ def test_a_wrong_name_gets_the_nearest_ones(project):
             'id = "divides"\napart = ["divides"]',
             r"'divides': apart names an unknown bug 'divides'",
         ),
+        ('kind = "formula"\n', "", r"'adds-factor': key 'kind' is missing"),
+        (
+            'kind = "formula"',
+            'kind = "sign"',
+            r"'adds-factor': kind 'sign' is none of axis, mask, scale, .*, data, formula$",
+        ),
         ("[[bug]]", "[bug]", r"kata.toml"),
         ("minutes = 5", "minutes = ", r"kata.toml: Invalid value"),
     ],
@@ -69,6 +76,12 @@ def test_default_bugs_must_go_together(project):
 )
 def test_every_kata_of_the_project_is_well_formed(folder):
     kata_toml.load(folder)
+
+
+def test_the_katas_of_the_project_have_bugs_of_many_kinds():
+    bugs = [bug for kata in catalogue.load_all(Project.here()) for bug in kata.bugs]
+    assert all(isinstance(bug.kind, Kind) for bug in bugs)
+    assert len({bug.kind for bug in bugs}) >= 8
 
 
 @pytest.mark.parametrize(

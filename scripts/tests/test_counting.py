@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from dojo.kata.bug import Bug
+from dojo.kata.bug import Bug, Kind
 from dojo.kata.catalogue import load_all
 from dojo.kata.planting import conflict, plant
 from dojo.learner.counting import Count, by_runs, count_gone, without_runs
@@ -70,7 +70,16 @@ REFERENCE = textwrap.dedent('''\
 
 
 def bug(bug_id, find, replace):
-    return Bug(bug_id, bug_id, find, replace, ("test_spread",), (), "")
+    return Bug(
+        id=bug_id,
+        title=bug_id,
+        kind=Kind.FORMULA,
+        find=find,
+        replace=replace,
+        killed_by=("test_spread",),
+        hints=(),
+        why="",
+    )
 
 
 FLOOR = bug("floor", "total / len", "total // len")

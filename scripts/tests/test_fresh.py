@@ -1,3 +1,4 @@
+import json
 import random
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ from click.testing import CliRunner
 from dojo.cli import main
 from dojo.errors import CatalogueError
 from dojo.kata import catalogue, kata_toml
+from dojo.kata.bug import Kind
 from dojo.kata.planting import conflict, plant
 from dojo.project import Project
 from dojo.testrun.results import test_functions
@@ -160,6 +162,15 @@ def test_a_fresh_bug_is_planted_hinted_at_revealed_and_undone(cli, kata, fresh):
     assert " ".join(f"wrong: {new} right: {old}".split()) in told
     cli("undo", "scale")
     assert kata.botched.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("operator", "kind"), [("dojo/DropMask", Kind.MASK), ("dojo/ChangeAxis", Kind.AXIS)]
+)
+def test_a_fresh_bug_is_of_the_kind_of_its_operator(kata, fresh, operator, kind):
+    first = json.loads(kata.fresh_file.read_text())[0]
+    kata.fresh_file.write_text(json.dumps([{**first, "operator": operator}]))
+    assert [bug.kind for bug in kata_toml.load(kata.folder).fresh] == [kind]
 
 
 def test_a_seed_draws_the_same_fresh_bugs_everywhere(cli, kata, fresh):

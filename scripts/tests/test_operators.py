@@ -9,6 +9,7 @@ from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import operator_names
 
+from dojo.kata.bug import Kind
 from dojo.kata.explanations import EXPLANATIONS, explain
 from dojo.project import Project
 from dojo.verification.mutation.operators import Provider
@@ -74,6 +75,7 @@ def test_cosmic_ray_finds_the_operators():
 @pytest.mark.parametrize("name", operator_names())
 def test_every_operator_is_explained(name):
     explanation = explain(name)
+    assert isinstance(explanation.kind, Kind)
     assert explanation.title
     assert explanation.why.count(". ") >= 1
     assert len(set(explanation.hints)) == 3

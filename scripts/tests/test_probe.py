@@ -691,6 +691,7 @@ default = ["drops"]
 [[bug]]
 id = "drops"
 title = "Drops out in evaluation"
+kind = "state"
 find = "self.drop(x.flatten(1))"
 replace = "F.dropout(x.flatten(1), 0.3)"
 killed_by = ["test_one"]

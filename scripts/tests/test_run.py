@@ -41,6 +41,7 @@ default = ["falls-slowly"]
 [[bug]]
 id = "falls-slowly"
 title = "Falls slowly"
+kind = "scale"
 find = "loss *= 0.9"
 replace = "loss *= 0.99"
 killed_by = ["test_falls"]

@@ -37,6 +37,7 @@ default = ["from-one"]
 [[bug]]
 id = "from-one"
 title = "Counts from one"
+kind = "boundary"
 find = "torch.arange(float(n * (n + 1)))"
 replace = "1 + torch.arange(float(n * (n + 1)))"
 killed_by = ["test_table"]

@@ -53,6 +53,7 @@ default = ["doubles"]
 [[bug]]
 id = "doubles"
 title = "Doubles"
+kind = "scale"
 find = "3 * x"
 replace = "2 * x"
 killed_by = ["test_triple"]
@@ -63,6 +64,7 @@ seen_in = ["https://github.com/pytorch/pytorch/issues/1"]
 [[bug]]
 id = "sum-of-sides"
 title = "Adds the sides"
+kind = "formula"
 find = "a * a + b * b"
 replace = "a + b * b"
 killed_by = ["test_hypotenuse"]
@@ -72,6 +74,7 @@ why = "A side has no square."
 [[bug]]
 id = "no-root"
 title = "Leaves out the root"
+kind = "formula"
 find = "return math.sqrt(square)"
 replace = "return math.fabs(square)"
 killed_by = ["test_hypotenuse", "test_hypotenuse_scales"]
@@ -81,6 +84,7 @@ why = "A square is no side."
 [[bug]]
 id = "third"
 title = "Divides by three"
+kind = "scale"
 find = "return x / 2"
 replace = "return x / 3"
 killed_by = ["test_quarter"]
@@ -90,6 +94,7 @@ why = "A half is a second part."
 [[bug]]
 id = "half-and-one"
 title = "Adds one before halving"
+kind = "formula"
 find = "once = _half(x)"
 replace = "once = _half(x + 1)"
 killed_by = ["test_quarter", "test_quarter_of_nothing"]
@@ -99,6 +104,7 @@ why = "Nothing has no parts."
 [[bug]]
 id = "eighth"
 title = "Halves three times"
+kind = "scale"
 find = "return _half(once)"
 replace = "return _half(_half(once))"
 killed_by = ["test_quarter", "test_quarter_is_more_than_a_fifth"]

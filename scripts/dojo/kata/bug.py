@@ -38,6 +38,7 @@ class Bug:
 
     id: str
     title: str
+    kind: Kind
     find: str
     replace: str
     killed_by: tuple[str, ...]
@@ -48,7 +49,6 @@ class Bug:
     apart: tuple[str, ...] = ()  # bugs with which it behaves like another: not drawn together
     over_fix_of: str = ""  # the bug of which it is a tempting fix, and a wrong one
     ask: tuple[Question, ...] = ()
-    kind: Kind = Kind.FORMULA
 
 
 def kept_apart(bugs: Collection[Bug]) -> list[str]:

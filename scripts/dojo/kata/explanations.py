@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
+from dojo.kata.bug import Kind
+
 
 @dataclass(frozen=True)
 class Explanation:
-    """The story of a kind of slip: a title, what goes wrong, and hints from vague to near."""
+    """The story of a slip: its kind, a title, what goes wrong, and hints from vague to near."""
 
+    kind: Kind
     title: str
     why: str
     hints: tuple[str, str, str]
@@ -27,6 +30,7 @@ def explain(operator_name: str) -> Explanation:
 
 
 _BOUNDARY = Explanation(
+    Kind.BOUNDARY,
     "Treats the boundary case the other way",
     "The strict comparison and the one that admits equality differ in a single case, so almost "
     "every input gives the right answer. It shows at exact ties: a value equal to the threshold, "
@@ -42,6 +46,7 @@ _BOUNDARY = Explanation(
 EXPLANATIONS = {
     # Axes
     "dojo/ChangeAxis": Explanation(
+        Kind.AXIS,
         "Works along another axis",
         "Every axis of a tensor is a valid place to reduce or normalise, so nothing is raised, and "
         "where two axes have the same size even the shape is right. It shows as numbers that "
@@ -55,6 +60,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ChangeKeepdim": Explanation(
+        Kind.AXIS,
         "Keeps or drops a reduced axis",
         "A reduced tensor without its axis is aligned from the right when it is broadcast, so a "
         "column of statistics is taken for a row. Square inputs hide that, and non-square ones may "
@@ -68,6 +74,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/DropTranspose": Explanation(
+        Kind.AXIS,
         "Leaves out a transposition",
         "A matrix and its transpose multiply just as well where the sizes agree, and reshaping an "
         "untransposed tensor mixes its axes without complaint. It shows for non-square matrices, "
@@ -81,6 +88,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/MoveNewAxis": Explanation(
+        Kind.AXIS,
         "Broadcasts along the wrong axis",
         "A vector with a new axis after it varies down the rows, with one before it along the "
         "columns; both broadcast against a square matrix. It shows as values that belong to the "
@@ -94,6 +102,7 @@ EXPLANATIONS = {
     ),
     # Reductions
     "dojo/ChangeReduction": Explanation(
+        Kind.SCALE,
         "Reduces in another way",
         "A sum and a mean differ by a factor that grows with the size, a largest and a least value "
         "by everything; the shape is the same, and a loss still falls. It shows when the size of a "
@@ -106,6 +115,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ChangeCorrection": Explanation(
+        Kind.SCALE,
         "Divides a variance by another count",
         "The biased variance divides by n and the unbiased one by n - 1, and libraries differ in "
         "which is their default. For large n the two can hardly be told apart, so it shows for "
@@ -119,6 +129,7 @@ EXPLANATIONS = {
     ),
     # Masks
     "dojo/ChangeFillValue": Explanation(
+        Kind.MASK,
         "Fills masked places with another value",
         "A place that is masked out must hold the neutral element of what comes next: minus "
         "infinity before a softmax or a maximum, zero before a sum. Another value leaks into the "
@@ -131,6 +142,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/InvertMask": Explanation(
+        Kind.MASK,
         "Takes a mask for its opposite",
         "Some interfaces mark what to keep, others what to hide, and both are boolean tensors of "
         "one shape. The result is finite and looks reasonable, with just the wrong half of the "
@@ -143,6 +155,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/DropMask": Explanation(
+        Kind.MASK,
         "Leaves out a mask",
         "Without the mask the places it should hide take part, and the code still runs. It shows "
         "for the inputs that the mask was written for: padding, ignored targets, rows of nothing "
@@ -156,6 +169,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/DropCondition": Explanation(
+        Kind.MASK,
         "Forgets one of two conditions",
         "Where two conditions are meant to hold together, one of them alone is right most of the "
         "time. It shows only for inputs on which the two disagree: the right edge but not the "
@@ -169,6 +183,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ShrinkBound": Explanation(
+        Kind.BOUNDARY,
         "Stops one element short",
         "A bound that is one too small leaves out the last element of each row or block. With "
         "random data the error is a fraction of a percent, and it vanishes under a loose "
@@ -182,6 +197,7 @@ EXPLANATIONS = {
     ),
     # Numerics
     "dojo/MoveEps": Explanation(
+        Kind.FORMULA,
         "Adds eps in the wrong place",
         "Inside a root, eps guards against a variance of zero; outside, it does another thing, and "
         "for ordinary variances the two agree to many digits. It shows when the variance is small: "
@@ -194,6 +210,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/DropTerm": Explanation(
+        Kind.FORMULA,
         "Leaves out a term or a factor",
         "A missing bias, scale, offset or correction leaves a formula that still runs and often "
         "still trains. It shows only where the missing part is neither zero nor one, which "
@@ -208,6 +225,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/SwapOperands": Explanation(
+        Kind.FORMULA,
         "Takes two operands in the wrong order",
         "Differences and quotients care for order, and both orders are equally easy to type. A "
         "swapped difference may be squared away later, a swapped ratio is right where the two are "
@@ -219,6 +237,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ChangeFunction": Explanation(
+        Kind.FORMULA,
         "Applies a related function",
         "Functions of one family have similar names and often agree at zero, at one or for large "
         "inputs: exp and expm1, sqrt and its inverse, a softmax and its logarithm. The code runs "
@@ -231,6 +250,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/DropFunction": Explanation(
+        Kind.FORMULA,
         "Forgets to apply a function",
         "A missing nonlinearity, absolute value or logarithm changes no shape and raises nothing; "
         "for some inputs, such as positive ones, it makes no difference at all. A model without it "
@@ -243,6 +263,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ChangeActivation": Explanation(
+        Kind.FORMULA,
         "Takes another activation",
         "GELU, SiLU, ELU and leaky ReLU all give about x for large inputs; for very negative ones "
         "GELU and SiLU give about 0, ELU about -1, and leaky ReLU a small multiple of x. A network "
@@ -255,6 +276,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ActivateFirst": Explanation(
+        Kind.FORMULA,
         "Applies an activation before a layer in place of after it",
         "Each order is a real architecture and has the same shapes, so nothing is raised, and both "
         "train. Only the numbers differ: negative inputs are lost before the layer sees them, and "
@@ -266,6 +288,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ChangeRounding": Explanation(
+        Kind.DTYPE,
         "Rounds in another way",
         "Down, up, to zero and to the nearest agree on whole numbers, and in pairs on more than "
         "that. It shows as a bias of half a step, a block too few, or an odd size that is wrong. "
@@ -277,6 +300,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ChangeClamp": Explanation(
+        Kind.DTYPE,
         "Bounds a value on the wrong side",
         "A clamp without one of its bounds is right as long as no value crosses that side, which "
         "holds for most small tests. The overflow then appears far away, as a wrapped integer or "
@@ -288,6 +312,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ComplementFraction": Explanation(
+        Kind.SCALE,
         "Takes a fraction for what is left of it",
         "Momentum, dropout and smoothing each have two conventions: the share of the new and the "
         "share of the old. At one half they agree, and after many steps an average settles all the "
@@ -299,6 +324,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ScaleConstant": Explanation(
+        Kind.SCALE,
         "Has a constant of another size",
         "A default that is off by a power of ten, or a power with another exponent, is invisible "
         "unless the constant dominates. It shows at tiny variances, or as scores that are too "
@@ -310,6 +336,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/NegateOperand": Explanation(
+        Kind.FORMULA,
         "Has the wrong sign for a tensor",
         "A sign is easily lost, or doubled, when a formula is rearranged. Shapes, types and sizes "
         "stay right, and a later square, an absolute value or training may make up for it. Test "
@@ -321,6 +348,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/CompareLoosely": Explanation(
+        Kind.DTYPE,
         "Takes for equal what is not",
         "Numbers that were rounded, stripped of their sign, converted to a narrower type or given "
         "a tolerance are equal more often. For small positive whole numbers nothing changes, and "
@@ -333,6 +361,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/DropEdge": Explanation(
+        Kind.BOUNDARY,
         "Leaves out the first or the last entries",
         "A slice that is right elsewhere, such as one that skips a header or shifts targets by "
         "one, drops a row or a column here. In a large tensor a total is off by little, and if "
@@ -346,6 +375,7 @@ EXPLANATIONS = {
     ),
     # Types
     "dojo/NarrowType": Explanation(
+        Kind.DTYPE,
         "Computes in a narrower type",
         "A sum of many products needs more digits, or a larger range, than its inputs have. In a "
         "narrow type it loses its last digits first, then saturates or wraps; short sums look "
@@ -357,6 +387,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/DropConversion": Explanation(
+        Kind.DTYPE,
         "Leaves out a conversion",
         "Without the conversion the arithmetic runs in the input's own type, or the result comes "
         "back in another type than promised. Values agree for small float32 inputs, which is what "
@@ -371,6 +402,7 @@ EXPLANATIONS = {
     ),
     # Memory
     "dojo/MakeInPlace": Explanation(
+        Kind.ALIASING,
         "Overwrites an input",
         "A method that ends in an underscore returns the right values, and destroys its operand on "
         "the way. The result passes every comparison; the damage shows when the operand is read "
@@ -382,6 +414,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/LoseInPlace": Explanation(
+        Kind.ALIASING,
         "Drops a result that was to be written into a tensor",
         "An assignment to a name binds the name and leaves the tensor that it stood for as it was. "
         "Nothing is raised, and a buffer often holds plausible numbers from before. Fill the "
@@ -393,6 +426,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/WriteToCopy": Explanation(
+        Kind.ALIASING,
         "Writes into a copy",
         "A clone is never the caller's memory, and `contiguous` gives the tensor itself only if it "
         "is contiguous already. So the write arrives for plain tensors at most, and is lost for "
@@ -404,6 +438,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/UseOutAsScratch": Explanation(
+        Kind.ALIASING,
         "Keeps an intermediate result in the output",
         "Using the output as scratch space saves memory, and is right unless the output is also an "
         "input. Then the input is gone before it is read for the last time. Call the function in "
@@ -415,6 +450,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/SplitInSteps": Explanation(
+        Kind.ALIASING,
         "Overwrites one operand before it is read",
         "Copying the first operand into the output and adding the second there works if the output "
         "is the first operand, and fails if it is the second. The usual in-place test covers only "
@@ -426,6 +462,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/AddToOut": Explanation(
+        Kind.STATE,
         "Adds to the output what should replace it",
         "An output that was just filled with zeros gives the right result, and only at the first "
         "call. Whoever passes fresh memory, or the same tensor twice, gets the old contents in the "
@@ -437,6 +474,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/DropCopy": Explanation(
+        Kind.ALIASING,
         "Shares memory where a copy was made",
         "Two names for one memory agree until one of them is written. Then a cache changes under "
         "its owner's hands, or a kernel reads strides that it was not told of. Check that inputs "
@@ -448,6 +486,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ChangeAugmented": Explanation(
+        Kind.ALIASING,
         "Confuses updating a tensor with making a new one",
         "`x += y` writes into the memory that x names, `x = x + y` makes a new tensor and leaves "
         "the old one alone. The values of x are the same; what differs is everyone else who holds "
@@ -461,6 +500,7 @@ EXPLANATIONS = {
     ),
     # Arguments and names
     "dojo/SwapNeighbours": Explanation(
+        Kind.DATA,
         "Swaps two neighbours",
         "Two arguments or elements of one type can be exchanged without complaint: height and "
         "width, left and right, stride and dilation, two axes. Symmetric tests cannot tell. Let no "
@@ -472,6 +512,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ForgetArgument": Explanation(
+        Kind.DATA,
         "Forgets to pass an argument on",
         "An argument that is not passed on takes its default, silently. Callers who use the "
         "default never notice. Test every parameter of a function at a value that is not its "
@@ -483,6 +524,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ConfuseName": Explanation(
+        Kind.DATA,
         "Takes a name for one that looks like it",
         "Names that differ in a letter, such as two strides, two sizes or two gradients, are "
         "easily completed wrongly. If the two happen to be equal, as in square or contiguous "
@@ -496,6 +538,7 @@ EXPLANATIONS = {
     ),
     # Indexing
     "dojo/ChangeSlice": Explanation(
+        Kind.BOUNDARY,
         "Cuts a slice elsewhere",
         "A slice never raises, however wrong its bounds: it is just a little too long or too "
         "short. It shows at the ends of a sequence, or as an extra element that is counted twice. "
@@ -507,6 +550,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ChangeRange": Explanation(
+        Kind.BOUNDARY,
         "Begins a loop late or ends it early",
         "A loop that misses its first or last round leaves one element, tap or block out. The rest "
         "is right, so averages hardly move. Test the smallest sizes, and sizes that end inside a "
@@ -518,6 +562,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/PadOneSide": Explanation(
+        Kind.BOUNDARY,
         "Pads one side alone",
         "With one side of the padding missing, the output is shorter, or everything is shifted; "
         "without padding, as by default, nothing is wrong. Test paddings other than zero, "
@@ -529,6 +574,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ShiftIndex": Explanation(
+        Kind.BOUNDARY,
         "Uses the neighbour of the right element",
         "An index that is off by one is valid nearly everywhere, and at the front it becomes -1, "
         "which Python takes for the last element. Results are shifted by one rather than absent. "
@@ -541,6 +587,7 @@ EXPLANATIONS = {
     ),
     # Gradients and modes
     "dojo/AddDetach": Explanation(
+        Kind.GRADIENT,
         "Cuts off a gradient",
         "A detached value is right in the forward pass and has no gradient in the backward pass. "
         "The loss still falls, through the parameters that are left. Check after one backward pass "
@@ -552,6 +599,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/DropDetach": Explanation(
+        Kind.GRADIENT,
         "Keeps a value in the graph",
         "A value that is stored or returned together with its graph keeps the whole forward pass "
         "alive, and lets a gradient flow where none should. Memory grows from step to step; saving "
@@ -563,6 +611,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/FreezeParameter": Explanation(
+        Kind.STATE,
         "Makes a tensor that is not trained",
         "A plain tensor, or a layer in a plain list, is not seen by `parameters()`, by the "
         "optimiser, by `state_dict()` or by `to(device)`. The forward pass is right, and training "
@@ -574,6 +623,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ChangeMode": Explanation(
+        Kind.STATE,
         "Ignores the mode of the module",
         "Dropout and batch normalisation behave in two ways, and only one of them is right at a "
         "time. Fixed to training, results are random and statistics drift in evaluation; fixed to "
@@ -586,6 +636,7 @@ EXPLANATIONS = {
     ),
     # Plain Python
     "dojo/ChangeOrder": Explanation(
+        Kind.SCHEDULE,
         "Processes things in another order",
         "Ties, priorities and longest-match rules live in the order in which things are taken. In "
         "another order most inputs give the same result, as few have a conflict. Construct an "
@@ -597,6 +648,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ChangeDefault": Explanation(
+        Kind.BOUNDARY,
         "Takes another default for what is missing",
         "The default of a look-up is only seen when the key is absent, which ordinary data may "
         "never do. Then a valid-looking value, such as 0, is mistaken for a real entry. Test with "
@@ -609,6 +661,7 @@ EXPLANATIONS = {
     ),
     # Statements
     "dojo/PlainAssignment": Explanation(
+        Kind.STATE,
         "Overwrites where it should accumulate",
         "With the accumulation gone, only the last contribution remains. For a single element, "
         "block or row that is the right result. Test with more than one of everything that is "
@@ -620,6 +673,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/DeleteStatement": Explanation(
+        Kind.FORMULA,
         "Forgets a step",
         "A step that was never written leaves nothing to stumble over when the code is read. It "
         "shows for the case which that step was for: an update of a state, an early exit, a second "
@@ -632,6 +686,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/SwapStatements": Explanation(
+        Kind.SCHEDULE,
         "Does two steps in the wrong order",
         "Two steps that depend on each other give another result in another order: a running "
         "maximum updated before the old sum is rescaled, a link changed before it is followed. The "
@@ -645,6 +700,7 @@ EXPLANATIONS = {
     ),
     # Triton
     "dojo/DropLoadMask": Explanation(
+        Kind.MASK,
         "Reads or writes beyond the edge",
         "Without a mask a block that crosses the edge reads what lies behind it, or writes over "
         "it. The neighbour's memory is usually mapped, so nothing is raised and the result may "
@@ -657,6 +713,7 @@ EXPLANATIONS = {
         ),
     ),
     "dojo/ChangeProgramAxis": Explanation(
+        Kind.AXIS,
         "Asks for the wrong axis of the grid",
         "Along an axis on which the grid has one program the index is always 0, so all programs do "
         "the work of the first and the rest of the output is never written. On small inputs there "
@@ -669,6 +726,7 @@ EXPLANATIONS = {
     ),
     # cosmic-ray's own: arithmetic
     "core/NumberReplacer": Explanation(
+        Kind.BOUNDARY,
         "Has a number that is off by one",
         "A literal that is one too large or too small names the next axis, the neighbouring "
         "element or a slightly wrong divisor. The code stays plausible, and near the middle of the "
@@ -681,6 +739,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceBinaryOperator": Explanation(
+        Kind.FORMULA,
         "Uses another arithmetic operator",
         "Most operators accept the same operands, and for special values such as 0, 1 and 2 "
         "several of them agree: 2 + 2 is 2 * 2. The error grows with the distance from those "
@@ -692,6 +751,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceBinaryOperator_Add": Explanation(
+        Kind.FORMULA,
         "Does not add what should be added",
         "The sum has become another operation, which agrees with it only where a term is neutral, "
         "such as a bias that starts at zero. Initial values hide that. Give every term of the sum "
@@ -703,6 +763,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceBinaryOperator_Sub": Explanation(
+        Kind.FORMULA,
         "Does not subtract what should be subtracted",
         "The difference has become another operation; with a sign turned, an update climbs instead "
         "of descends, and a centred value is shifted twice. Where the second operand is zero "
@@ -714,6 +775,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceBinaryOperator_Mul": Explanation(
+        Kind.SCALE,
         "Does not multiply what should be multiplied",
         "The product has become another operation. Scales that are 1 by default, such as the "
         "weight of a normalisation, hide it, or make a division look like the product. Test with "
@@ -725,6 +787,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceBinaryOperator_Div": Explanation(
+        Kind.SCALE,
         "Does not divide where it should",
         "The quotient has become another operation: a whole-number division cuts off what is "
         "behind the point, a product scales the wrong way. With a divisor of 1 all is well. Test "
@@ -736,6 +799,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceBinaryOperator_FloorDiv": Explanation(
+        Kind.BOUNDARY,
         "Counts whole parts in another way",
         "A whole-number division that has become something else gives a wrong number of blocks, "
         "outputs or elements, or a float where a whole number must be. Sizes that divide evenly "
@@ -747,6 +811,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceBinaryOperator_Mod": Explanation(
+        Kind.AXIS,
         "Takes something else for the remainder",
         "The remainder tells the place within a row or block, and whether a size divides evenly. "
         "Replaced by a quotient or a difference it agrees in the first row only. Test with several "
@@ -758,6 +823,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceBinaryOperator_Pow": Explanation(
+        Kind.FORMULA,
         "Does not raise to a power where it should",
         "A power has become another operation: 2 squared is also 2 times 2, and 1 to any power is "
         "1. It shows for other values, as a scale that depends on a size in the wrong way. Test "
@@ -770,6 +836,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceBinaryOperator_BitAnd": Explanation(
+        Kind.MASK,
         "Combines two masks in another way",
         "With boolean tensors the bitwise operators are and, or and exclusive or. Where one of the "
         "masks is true everywhere, and is the same as the other mask; so it takes a case in which "
@@ -781,6 +848,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceBinaryOperator_BitOr": Explanation(
+        Kind.MASK,
         "Combines two sets or masks in another way",
         "A union that has become an intersection or a difference loses elements, and where the two "
         "sides are equal or one is empty that may not show. For dictionaries the later one wins, "
@@ -793,6 +861,7 @@ EXPLANATIONS = {
     ),
     # cosmic-ray's own: comparisons and conditions
     "core/ReplaceComparisonOperator": Explanation(
+        Kind.BOUNDARY,
         "Compares in another way",
         "Another comparison divides the inputs into other cases. Near the boundary, or in the "
         "common case, the answer may still be right, which is why a few examples do not find it. "
@@ -808,6 +877,7 @@ EXPLANATIONS = {
     "core/ReplaceComparisonOperator_Gt_GtE": _BOUNDARY,
     "core/ReplaceComparisonOperator_GtE_Gt": _BOUNDARY,
     "core/ReplaceComparisonOperator_Is": Explanation(
+        Kind.BOUNDARY,
         "Mistakes identity for something else",
         "`is` asks whether two names mean one object. Turned round, what is given is treated as "
         "missing, and what is missing as given; compared by value instead, a tensor answers "
@@ -819,6 +889,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceComparisonOperator_Eq": Explanation(
+        Kind.MASK,
         "Does not test for equality",
         "An equality that has become an inequality picks other elements or takes the other branch. "
         "With inputs in which everything is equal, or nothing, several comparisons agree. Test "
@@ -830,6 +901,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceComparisonOperator_NotEq": Explanation(
+        Kind.MASK,
         "Does not test for difference",
         "A test for difference that has become another comparison lets through only smaller "
         "values, only larger ones, or the wrong ones altogether. Labels and sizes are usually on "
@@ -841,6 +913,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceUnaryOperator": Explanation(
+        Kind.FORMULA,
         "Uses another sign",
         "A sign or a negation in front of a value is one character, and for zero or a symmetric "
         "input it makes no difference. It shows as a turned gradient, a reversed order, or a mask "
@@ -852,6 +925,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceUnaryOperator_Delete_USub": Explanation(
+        Kind.FORMULA,
         "Forgets a minus sign",
         "Without its minus a loss is negative, a heap gives the smallest first, and an index "
         "counts from the front. Sizes and shapes stay the same. Check signs and directions in a "
@@ -863,6 +937,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceUnaryOperator_USub": Explanation(
+        Kind.FORMULA,
         "Turns a minus into something else",
         "Where a negative value was meant there is now another one: the complement of the bits, or "
         "the value itself. An axis or an index then counts from elsewhere. Check signs and "
@@ -874,6 +949,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceUnaryOperator_Delete_Not": Explanation(
+        Kind.FORMULA,
         "Forgets a negation",
         "Without its `not` a guard lets through what it should stop and stops the ordinary case, "
         "or does nothing where the flag is always the same. Test the guarded case and the ordinary "
@@ -885,6 +961,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceUnaryOperator_Invert": Explanation(
+        Kind.MASK,
         "Negates a mask in the wrong way",
         "`~` turns a boolean tensor into its opposite. With another operator in its place the mask "
         "picks other elements, or fails for the type. Test with a mask that is neither all true "
@@ -896,6 +973,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceUnaryOperator_Delete_Invert": Explanation(
+        Kind.MASK,
         "Forgets to invert a mask",
         "One interface marks what to keep, the next what to hide, and both take a boolean tensor "
         "of the same shape. Without the inversion just the wrong elements take part, and the "
@@ -907,6 +985,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceTrueWithFalse": Explanation(
+        Kind.STATE,
         "Turns a flag off",
         "A flag such as `keepdim`, `reverse` or `strict` changes what a call does and rarely "
         "whether it works. The result has another shape, order or state, or an error goes "
@@ -918,6 +997,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceFalseWithTrue": Explanation(
+        Kind.STATE,
         "Turns a flag on",
         "A flag that should be off changes a default or a state: something counts as done before "
         "it was, or is computed in another way. Calls that pass the flag themselves never notice. "
@@ -929,6 +1009,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceAndWithOr": Explanation(
+        Kind.MASK,
         "Asks for one condition where both must hold",
         "`or` lets through what meets only one of two requirements. Inputs that meet both, or "
         "neither, are treated as before. Write a test for each case in which exactly one of them "
@@ -940,6 +1021,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceOrWithAnd": Explanation(
+        Kind.MASK,
         "Asks for both conditions where one is enough",
         "`and` stops what meets only one of two requirements, and a default after it replaces what "
         "was given instead of what was missing. Inputs that meet both, or neither, are treated as "
@@ -951,6 +1033,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/AddNot": Explanation(
+        Kind.FORMULA,
         "Takes the wrong branch",
         "A condition that is turned round sends the ordinary case down the special path. Where "
         "both paths give similar results, or one is a mere optimisation, it may take a special "
@@ -963,6 +1046,7 @@ EXPLANATIONS = {
     ),
     # cosmic-ray's own: control flow
     "core/ZeroIterationForLoop": Explanation(
+        Kind.BOUNDARY,
         "Never enters a loop",
         "A loop over nothing does nothing, and raises nothing. What it should fill keeps its "
         "initial value, which is right for empty inputs only. Check that each part of the result "
@@ -974,6 +1058,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceBreakWithContinue": Explanation(
+        Kind.SCHEDULE,
         "Goes on where it should stop",
         "A loop that goes on after it has found what it was looking for lets a later find "
         "overwrite the first. With one candidate nothing is wrong. Test with several.",
@@ -984,6 +1069,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ReplaceContinueWithBreak": Explanation(
+        Kind.SCHEDULE,
         "Stops where it should go on",
         "A loop that ends at the first item to be skipped never sees those behind it. Where "
         "nothing has to be skipped, or only the last item, nothing is wrong. Put an item to be "
@@ -995,6 +1081,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/RemoveDecorator": Explanation(
+        Kind.GRADIENT,
         "Leaves out a decorator",
         "A decorator changes how a function is called or what surrounds it: no gradient, a static "
         "method, a compiled kernel. The body is the same and reads well. Test what the decorator "
@@ -1006,6 +1093,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/ExceptionReplacer": Explanation(
+        Kind.FORMULA,
         "Catches another exception",
         "A handler for the wrong exception never runs, and the original error comes through to the "
         "caller. Valid input never raises, so it does not show. Test invalid input, and check the "
@@ -1017,6 +1105,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/VariableReplacer": Explanation(
+        Kind.DATA,
         "Uses a constant in place of a variable",
         "A constant that was put in to try something out stays behind, and the variable has no "
         "influence any more. Vary each input alone and check that the result changes.",
@@ -1027,6 +1116,7 @@ EXPLANATIONS = {
         ),
     ),
     "core/VariableInserter": Explanation(
+        Kind.FORMULA,
         "Lets a variable in where it does not belong",
         "A quantity takes part in a formula that should not depend on it. Where it is zero or one "
         "nothing shows. Vary each input alone and compare how the result changes with the formula.",

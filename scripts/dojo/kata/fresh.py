@@ -41,6 +41,7 @@ def _bug(facts: dict[str, Any]) -> Bug:
     return Bug(
         id=facts["id"],
         title=explanation.title,
+        kind=explanation.kind,
         find=facts["find"],
         replace=facts["replace"],
         killed_by=tuple(facts["killed_by"]),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dojo.errors import DojoError
 from dojo.kata import catalogue, kata_toml, system_skeleton
+from dojo.kata.bug import Kind
 from dojo.project import Project
 
 _README = """\
@@ -44,6 +45,7 @@ default = ["adds-factor"]
 [[bug]]
 id = "adds-factor"
 title = "Adds the factor"
+kind = "formula" # one of {kinds}
 find = "x * factor" # stands exactly once in reference.py
 replace = "x + factor"
 killed_by = ["test_scale_multiplies"]
@@ -93,7 +95,12 @@ def create(project: Project, name: str, *, system: bool = False) -> Path:
     if other := catalogue.taken_by(name, folders):
         raise DojoError(f"{other.name} has that number or that word already: choose another")
     number, _, topic = name.partition("_")
-    values = {"name": name, "number": number, "title": topic.replace("_", " ").capitalize()}
+    values = {
+        "name": name,
+        "number": number,
+        "title": topic.replace("_", " ").capitalize(),
+        "kinds": ", ".join(Kind),
+    }
     folder.mkdir(parents=True)
     readme, reference, toml, tests = _TEXTS_OF_A_SYSTEM if system else _TEXTS
     files = {

@@ -72,6 +72,7 @@ default = ["gradients-add-up"]
 [[bug]]
 id = "gradients-add-up"
 title = "Gradients add up"
+kind = "state" # one of {kinds}
 find = '''
         optimizer.zero_grad()
 '''

@@ -16,6 +16,7 @@ from dojo.history.sessions import Ending
 from dojo.kata import catalogue
 from dojo.kata.proof_template import proof_template
 from dojo.practice.judging import judge
+from dojo.practice.planning import Wishes, plan_proofs
 from dojo.practice.proof_loop import ProofJudged, ProofOver, ProofRefused, SurvivorHinted, proving
 from dojo.practice.proving import Level, draw_versions, prover
 from dojo.project import Project
@@ -375,6 +376,36 @@ def test_plain_lines_take_letters_from_a_pipe(project, kata):
     assert "2 of 3 wrong versions caught" in said
     assert 'One that survives is wrong where the kata tests "shift".' in said
     assert "Your proof is as you left it" in said
+
+
+def test_a_session_asks_for_one_bug_first_then_for_half_then_for_all(kata, history):
+    goals = []
+    for _ in range(4):
+        (planned,) = plan_proofs([kata], history, Wishes(named=(kata,)))
+        goals.append(planned.goal)
+        proof = history.proofs.begin(kata.name, planned.goal, ["divides"])
+        history.proofs.end(proof.id, Ending.SOLVED, 3)
+    assert goals == [Goal.ONE, Goal.HALF, Goal.ALL, Goal.ALL]
+
+
+def test_a_session_of_proofs_takes_what_is_due_first(kata, system, history):
+    later = history.proofs.begin(kata.name, Goal.ONE, ["divides"])
+    history.proofs.end(later.id, Ending.SOLVED, 4)
+    order = [plan.kata.name for plan in plan_proofs([kata, system], history, Wishes(katas=2))]
+    assert order == [system.name, kata.name]  # what is new comes before what is not due yet
+
+
+def test_a_session_of_proofs_ends_with_the_time_and_says_how_it_went(project, kata):
+    kata.proof.write_text(SCALES)
+    arguments = ["practice", "--prove", "scale", "--minutes", "0.02"]
+    result = CliRunner().invoke(main, arguments, obj=project)
+    assert result.exit_code == 0
+    assert "The brief of scale." in result.output
+    assert "Proof 1 of 1" in result.output
+    assert "01_scale  one   time was up" in result.output
+    undo = CliRunner().invoke(main, ["undo", "scale", "--proof"], obj=project)
+    assert undo.exit_code == 0
+    assert kata.proof.read_text() == SCALES
 
 
 @pytest.mark.parametrize("kata", KATAS, ids=lambda kata: kata.name)

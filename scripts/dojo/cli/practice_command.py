@@ -12,7 +12,7 @@ from dojo.history.history import History
 from dojo.kata import catalogue
 from dojo.kata.kata import Level, Topic
 from dojo.practice import session
-from dojo.practice.planning import DEFAULT_MINUTES, Wishes, plan
+from dojo.practice.planning import DEFAULT_MINUTES, Wishes, plan, plan_proofs
 from dojo.practice.session import Practice, Standing
 from dojo.project import Project
 from dojo.runner.runner import Runner
@@ -52,6 +52,7 @@ from dojo.wording.quantities import minutes
     metavar="DATE",
     help="The day of your interview, as 2027-01-31: what is due comes before it.",
 )
+@click.option("--prove", is_flag=True, help="Write tests that catch wrong versions; hunt nothing.")
 @click.option("--plain", is_flag=True, help="Plain lines in place of the full screen.")
 @click.pass_obj
 def command(
@@ -67,6 +68,7 @@ def command(
     interview: bool,
     quiet: bool,
     interview_on: datetime | None,
+    prove: bool,
     plain: bool,
 ) -> None:
     """Hunt bugs against the clock: your file is tested at every save, with a debrief at the end.
@@ -74,10 +76,14 @@ def command(
     Without names, katas are chosen for you: what is due, then what is new. A session that was left,
     by q or by a power cut, is taken up again by a bare `kata practice`.
 
+    With --prove you write the tests: first one that catches a bug whose story is told, the next
+    time tests that catch half of a kata's wrong versions, then all. It comes in plain lines.
+
     \b
     Example: kata practice
     Example: kata practice softmax --minutes 10
     Example: kata practice --topic convolution --katas 2 --interview
+    Example: kata practice --prove --minutes 20
     """
     if names and (count or topic or level):
         raise click.UsageError("--katas, --topic and --level choose katas: name none then")
@@ -94,6 +100,11 @@ def command(
         quiet=quiet,
         interview_on=interview_on.date() if interview_on else None,
     )
+    if prove:
+        if gpu or fresh or interview or quiet or interview_on:
+            raise click.UsageError("--prove goes with --minutes, --katas, --topic, --level, --seed")
+        _prove(project, wishes)
+        return
     simple = plain or os.environ.get("TERM") == "dumb"
     lead = _plain if simple or not (sys.stdin.isatty() and sys.stdout.isatty()) else _full_screen
     with (
@@ -108,6 +119,15 @@ def command(
             _say_goodbye(project, practice, finished=False)
             raise SystemExit(130) from None
         _say_goodbye(project, practice, finished)
+
+
+def _prove(project: Project, wishes: Wishes) -> None:
+    # Imported here, as it is for this alone.
+    from dojo.cli.prove_command import lead
+
+    with session.alone(project), History(project.history) as history:
+        katas = [] if wishes.named else catalogue.load_all(project)
+        lead(project, history, plan_proofs(katas, history, wishes), wishes.seed)
 
 
 def _plain(practice: Practice, runner: Runner) -> bool:

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import click
@@ -14,12 +14,14 @@ from dojo.history.proofs import Goal
 from dojo.history.sessions import Ending
 from dojo.kata import catalogue
 from dojo.learner.player import Player
+from dojo.practice.planning import PlannedProof
 from dojo.practice.proof_loop import ProofJudged, ProofLoop, ProofOver, proving
-from dojo.practice.proving import Prover, prover
+from dojo.practice.proving import ProofDebrief, Prover, prover
 from dojo.practice.session import refuse_in_interview
 from dojo.project import Project
 from dojo.runner.pool import Pool, runner_pool
-from dojo.wording.proofs import KEYS, event_lines, keys_line, task_lines
+from dojo.wording.proofs import KEYS, event_lines, keys_line, session_table, task_lines
+from dojo.wording.quantities import minutes
 
 # What the first use of torch.testing imports; every run would pay for it.
 IMPORTS = ("torch.distributed.tensor",)
@@ -35,7 +37,10 @@ _TICK_SECONDS = 0.5
 )
 @click.option("--seed", type=int, metavar="S", help="The same wrong versions for everyone.")
 @click.option(
-    "--minutes", type=click.FloatRange(min=0.01), help="Against the clock; none by default."
+    "--minutes",
+    "allowed",
+    type=click.FloatRange(min=0.01),
+    help="Against the clock; without one by default.",
 )
 @click.option("--once", is_flag=True, help="Judge proof.py once, and end.")
 @click.option("--reset", is_flag=True, help="Begin proof.py anew; your text is kept.")
@@ -45,7 +50,7 @@ def command(
     name: str,
     goal: str | None,
     seed: int | None,
-    minutes: float | None,
+    allowed: float | None,
     once: bool,
     reset: bool,
 ) -> None:
@@ -70,18 +75,40 @@ def command(
         History(project.history) as history,
     ):
         refuse_in_interview(Player(project, kata, history))
-        budget = None if minutes is None else 60 * minutes
+        budget = None if allowed is None else 60 * allowed
         proof = prover(project, kata, history, Goal(goal) if goal else None, seed, budget)
         if reset and proof.restart():
             click.echo(f"your text is kept: {typed('undo', kata.name, '--proof')}")
         proof.make_file()
-        reached = prove(proof, pool, once=once)
-    if not reached:
+        debrief = prove(proof, pool, once=once)
+        missed = debrief is not None and debrief.proof.ending is Ending.MISSED
+    if missed or (once and not proof.reached):
         raise SystemExit(1)
 
 
-def prove(prover: Prover, pool: Pool, *, once: bool = False) -> bool:
-    """Judge a proof at every save until it ends; say whether that is well."""
+def lead(
+    project: Project, history: History, planned: Sequence[PlannedProof], seed: int | None
+) -> None:
+    """Lead through proofs against the clock, one kata after another, and say how they went."""
+    debriefs = []
+    with runner_pool(project, imports=IMPORTS) as pool:
+        for number, plan in enumerate(planned, 1):
+            proof = prover(project, plan.kata, history, plan.goal, seed, plan.budget)
+            proof.restart()
+            click.echo(plan.kata.brief.read_text(encoding="utf-8"))
+            click.echo(
+                f"Proof {number} of {len(planned)}, {minutes(plan.budget)} minutes from now."
+            )
+            debrief = prove(proof, pool)
+            if debrief is None:
+                break
+            debriefs.append(debrief)
+    if debriefs:
+        click.echo(f"\n{session_table(debriefs)}")
+
+
+def prove(prover: Prover, pool: Pool, *, once: bool = False) -> ProofDebrief | None:
+    """Judge a proof at every save until it ends; return how it went, if it came to its end."""
     name = prover.kata.name
     for line in task_lines(prover):
         click.echo(line)
@@ -95,15 +122,14 @@ def prove(prover: Prover, pool: Pool, *, once: bool = False) -> bool:
                 for line in event_lines(event, name):
                     click.echo(line)
                 if isinstance(event, ProofOver):
-                    debrief = event.debrief
-                    return debrief is None or debrief.proof.ending is not Ending.MISSED
+                    return event.debrief
                 if once and judged and not prover.reached:
-                    return False
+                    return None
                 if judged and has_keys:
                     click.echo(keys_line())
         except KeyboardInterrupt:
             click.echo()
-    return True
+    return None
 
 
 @contextmanager

@@ -2,13 +2,15 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib.util import find_spec
 
 from dojo.errors import DojoError, typed
 from dojo.history.history import History
+from dojo.history.proofs import Goal
+from dojo.history.sessions import Ending
 from dojo.kata.bug import Bug
 from dojo.kata.drawing import draw_bugs
 from dojo.kata.kata import Kata, Level, Topic
@@ -46,24 +48,63 @@ class Planned:
     budget: float  # seconds
 
 
+@dataclass(frozen=True)
+class PlannedProof:
+    """One kata of a session of proofs to come."""
+
+    kata: Kata
+    goal: Goal
+    budget: float  # seconds
+
+
+@dataclass(frozen=True)
+class _Met:
+    """What the learner met before: when each kata is due, and which ones are done."""
+
+    due: Mapping[str, datetime]
+    done: set[str]
+
+
 def plan(katas: Sequence[Kata], history: History, wishes: Wishes) -> list[Planned]:
     """Return the session's katas in order, or raise `DojoError` if none fits the wishes."""
     if wishes.gpu and not has_gpu():
         raise DojoError("--gpu needs a CUDA device, and none is here")
     rng = random.Random(wishes.seed)
+    sessions = history.sessions
+    interview_on = wishes.interview_on or sessions.interview_on()
+    met = _Met(scheduler.due(sessions.exercises(), interview_on), history.solved_katas())
     chosen = (
         list(wishes.named)
         or _interview_system(katas, history, wishes, rng)
-        or _choose(_candidates(katas, wishes), history, wishes, rng)
+        or _choose(_candidates(katas, wishes), met, wishes, rng)
     )
+    return [
+        Planned(kata, choose_bugs(kata, history, wishes, rng), 60 * minutes)
+        for kata, minutes in _minutes(chosen, wishes)
+    ]
+
+
+def plan_proofs(katas: Sequence[Kata], history: History, wishes: Wishes) -> list[PlannedProof]:
+    """Return the katas to prove, in order: first one bug of each, then half of all, then all."""
+    rng = random.Random(wishes.seed)
+    proofs = history.proofs.all()
+    proved = Counter(proof.kata for proof in proofs if proof.ending is Ending.SOLVED)
+    met = _Met(scheduler.due(proofs, history.sessions.interview_on()), set(proved))
+    chosen = list(wishes.named) or _choose(_candidates(katas, wishes), met, wishes, rng)
+    goals = list(Goal)
+    return [
+        PlannedProof(kata, goals[min(proved[kata.name], len(goals) - 1)], 60 * minutes)
+        for kata, minutes in _minutes(chosen, wishes)
+    ]
+
+
+def _minutes(chosen: Sequence[Kata], wishes: Wishes) -> list[tuple[Kata, float]]:
+    """Share out the minutes that were asked for; without, each kata has its own."""
     minutes = wishes.minutes
     if minutes is None and not wishes.named and wishes.katas is None:
         minutes = DEFAULT_MINUTES
     scale = minutes / sum(kata.minutes for kata in chosen) if minutes else 1.0
-    return [
-        Planned(kata, choose_bugs(kata, history, wishes, rng), 60 * scale * kata.minutes)
-        for kata in chosen
-    ]
+    return [(kata, scale * kata.minutes) for kata in chosen]
 
 
 def choose_bugs(
@@ -125,9 +166,9 @@ def _is_bare_interview(wishes: Wishes) -> bool:
     return wishes.interview and chosen == (None,) * len(chosen)
 
 
-def _choose(katas: list[Kata], history: History, wishes: Wishes, rng: random.Random) -> list[Kata]:
+def _choose(katas: list[Kata], met: _Met, wishes: Wishes, rng: random.Random) -> list[Kata]:
     """Return as many katas as were asked for, or as fit the time: at least one."""
-    ordered = _by_need(katas, history, wishes, rng)
+    ordered = _by_need(katas, met, wishes, rng)
     if wishes.katas is not None:
         return ordered[: wishes.katas]
     left = wishes.minutes or DEFAULT_MINUTES
@@ -156,20 +197,17 @@ def _interview_system(
     return new[:1] or [min(systems, key=lambda kata: tried[kata.name][-1].started_at)]
 
 
-def _by_need(katas: list[Kata], history: History, wishes: Wishes, rng: random.Random) -> list[Kata]:
+def _by_need(katas: list[Kata], met: _Met, wishes: Wishes, rng: random.Random) -> list[Kata]:
     """Order katas: those due, longest first; new ones, easiest first; the rest, by their date."""
     shuffled = rng.sample(katas, len(katas))
     if wishes.seed is not None:
         return shuffled
-    sessions = history.sessions
-    interview_on = wishes.interview_on or sessions.interview_on()
-    due = scheduler.due(sessions.exercises(), interview_on)
     now = datetime.now(UTC)
-    solved = history.solved_katas()
 
     def need(kata: Kata) -> tuple[int, float]:
-        if kata.name not in due:
-            return (2, 0.0) if kata.name in solved else (1, kata.level.rank)
-        return (0 if due[kata.name] <= now else 2), due[kata.name].timestamp()
+        due = met.due.get(kata.name)
+        if due is None:
+            return (2, 0.0) if kata.name in met.done else (1, kata.level.rank)
+        return (0 if due <= now else 2), due.timestamp()
 
     return sorted(shuffled, key=need)

@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, time
 
 from fsrs import Card, Rating, Scheduler
 
+from dojo.history.proofs import Proof
 from dojo.history.sessions import Ending, Exercise
 
 # A kata is not drilled twice in ten minutes, and a day more or less needs no dice.
@@ -26,7 +27,9 @@ def grade(ending: Ending, spent: float, budget: float, hints: int) -> int | None
     return int(Rating.Easy if spent <= budget / 2 else Rating.Good)
 
 
-def due(exercises: Iterable[Exercise], interview_on: date | None = None) -> dict[str, datetime]:
+def due(
+    exercises: Iterable[Exercise | Proof], interview_on: date | None = None
+) -> dict[str, datetime]:
     """Return when each graded kata is due, in UTC; no later than on the interview's day."""
     cards: dict[str, Card] = {}
     reviews = [

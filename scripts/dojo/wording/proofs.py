@@ -1,6 +1,6 @@
 """Puts proofs into words: what they are to catch, what they catch, and how they went."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dojo.errors import typed
 from dojo.history.proofs import Goal
@@ -136,6 +136,23 @@ def debrief_lines(debrief: ProofDebrief) -> list[str]:
     if len(survivors) > _STORIES:
         lines += ["", f"{len(survivors) - _STORIES} more survived"]
     return lines
+
+
+def session_table(debriefs: Sequence[ProofDebrief]) -> str:
+    """Return how the proofs of a session went, a line each."""
+    rows = [
+        (
+            one.kata.name,
+            one.proof.goal,
+            _ENDINGS[one.proof.ending or Ending.SKIPPED],
+            f"{one.proof.caught} of {len(one.bugs)}",
+            str(one.proof.alarms),
+            minutes(one.proof.spent),
+            str(one.score),
+        )
+        for one in debriefs
+    ]
+    return render(("kata", "goal", "outcome", "caught", "false alarms", "time", "points"), rows)
 
 
 def _failure(test: TestResult) -> list[str]:

@@ -2,12 +2,14 @@
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
 from dojo.benchmarks.copies import left_as_found
 from dojo.benchmarks.terminal import in_terminal
 from dojo.kata.kata import Kata
+from dojo.kata.proof_template import proof_template
 from dojo.project import Project
 
 _PAUSE_SECONDS = 1.0  # as a person leaves between saves, and longer than a watcher's own pause
@@ -27,6 +29,18 @@ def ours(project: Project, kata: Kata, saves: int) -> Waits:
     command = [sys.executable, "-m", "dojo", "watch", kata.name]
     # It has shown its keys once it waits for the next save.
     return _watched(command, project, kata, saves, rf"^{kata.name}: .*$", r"q quit", r"^  fails: ")
+
+
+def proof(project: Project, kata: Kata, saves: int) -> float:
+    """Return the median seconds from a save of a proof to its verdict under `kata prove`."""
+    text = proof_template(kata)
+
+    def save(number: int) -> None:
+        kata.proof.write_text(f"{text}\n# save {number}\n", encoding="utf-8")
+
+    command = [sys.executable, "-m", "dojo", "prove", kata.name, "--seed", "1"]
+    verdict = r"wrong versions? caught"
+    return _watched(command, project, kata, saves, verdict, r"q quit", save=save).verdict
 
 
 def cold_pytest(project: Project, kata: Kata, saves: int) -> float:
@@ -63,6 +77,7 @@ def _watched(
     verdict: str,
     ready: str,
     failure: str = "",
+    save: Callable[[int], None] | None = None,
 ) -> Waits:
     """Run a watcher, save again and again, and wait for its first failures and its verdicts."""
     with left_as_found(project, kata), in_terminal(command, project) as terminal:
@@ -73,7 +88,7 @@ def _watched(
             time.sleep(_PAUSE_SECONDS)
             terminal.forget()
             started = time.monotonic()
-            _save(kata, number)
+            save(number) if save else _save(kata, number)
             terminal.wait_for("a failure", failure)
             failures.append(time.monotonic() - started)
             terminal.wait_for("a verdict", verdict)

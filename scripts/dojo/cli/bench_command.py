@@ -23,8 +23,8 @@ def command(project: Project, names: tuple[str, ...], loop: bool) -> None:
 
     Without a name, also what `pytest katas/03_softmax` takes beside pytest on a one-line test
     that imports torch. With --loop: on a copy of the first kata named (else 03_softmax), a save
-    beside a cold pytest and pytest-watcher, a mutant beside cosmic-ray, practice's screen, how
-    fast bugs are verified, and a thousand runs in a row.
+    beside a cold pytest and pytest-watcher, a mutant beside cosmic-ray, practice's screen, a
+    save of a proof, how fast bugs are verified, and a thousand runs in a row.
 
     \b
     Example: kata bench softmax conv1d
@@ -51,6 +51,7 @@ def print_loop(project: Project, name: str, sizes: Sizes) -> None:
     try:
         from dojo.benchmarks.copies import copied
         from dojo.benchmarks.loop import comparisons
+        from dojo.benchmarks.saves import proof
         from dojo.benchmarks.screen import practice_screen
         from dojo.benchmarks.soak import soak
         from dojo.benchmarks.variants import verify_rate
@@ -75,6 +76,7 @@ def print_loop(project: Project, name: str, sizes: Sizes) -> None:
         waits = practice_screen(copy, kata, sizes.keys)
         click.echo(f"practice: first screen after {waits.first_screen:.2f} s")
         click.echo(f"a key, while tests run: {1e3 * waits.key:.0f} ms")
+        click.echo(f"a proof: {1e3 * proof(copy, kata, sizes.saves):.0f} ms from save to verdict")
         click.echo(f"verify: {verify_rate(copy, kata):.1f} variants a second on each core")
         click.echo(f"running {sizes.soak_runs:,} times in a row ...", err=True)
         growth = soak(copy, kata, sizes.soak_runs)

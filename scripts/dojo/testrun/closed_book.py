@@ -13,7 +13,7 @@ from types import FrameType, FunctionType
 
 from _pytest.outcomes import Failed
 
-from dojo.testrun.loading import is_implementation
+from dojo.testrun.loading import is_implementation, is_of_implementation
 
 PROOF = "proof.py"
 
@@ -59,11 +59,16 @@ def _hear(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def _called_by_proof() -> bool:
-    """Say whether the proof's own code leads here, and not what runs it."""
+    """Say whether the proof's own code leads here, not what runs it, nor what it tests.
+
+    What is tested may read itself: torch does, where it makes a note of the stack.
+    """
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and Path(frame.f_code.co_filename).name != PROOF:
+    while frame is not None and not is_of_implementation(frame):
+        if Path(frame.f_code.co_filename).name == PROOF:
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False
 
 
 def _opened(path: object) -> str:

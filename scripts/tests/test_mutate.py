@@ -13,15 +13,16 @@ from click.testing import CliRunner
 from dojo.cli import main
 from dojo.errors import CatalogueError
 from dojo.kata.kata_toml import load
+from dojo.kata.survivors import Kind, read_survivors
 from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner
 from dojo.testrun.implementation import Text
 from dojo.testrun.loading import load_module
 from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 from dojo.verification.mutation import judging
+from dojo.verification.mutation.excuses import problems
 from dojo.verification.mutation.mutants import mutants
 from dojo.verification.mutation.result_store import MutantOutcome, Trial, Trials
-from dojo.verification.mutation.survivors import Kind, problems, read_survivors
 
 SOURCE = '''
 def area(width: int = 2) -> int:

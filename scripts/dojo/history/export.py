@@ -21,6 +21,7 @@ from dojo.history.history import History
 from dojo.history.merge import merge, rows
 from dojo.history.migrations import MIGRATIONS
 from dojo.history.proofs import Proofs
+from dojo.history.reviews import Reviews
 from dojo.history.sessions import Sessions
 
 _FORMAT = "history of ml-bug-katas"
@@ -153,6 +154,7 @@ def _check(database: Database) -> None:
     sessions.all()
     sessions.exercises()
     Proofs(database).all()
+    Reviews(database).all()
 
 
 def _check_names(text: str) -> None:

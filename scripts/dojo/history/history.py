@@ -9,6 +9,7 @@ from pathlib import Path
 from dojo.history.database import Database, moment, now
 from dojo.history.moves import Moves
 from dojo.history.proofs import Proofs
+from dojo.history.reviews import Reviews
 from dojo.history.sessions import Sessions
 
 
@@ -39,7 +40,7 @@ class Run:
 
 
 class History:
-    """The learner's attempts, with their `moves`, the practice `sessions`, and the `proofs`.
+    """The learner's attempts, with their `moves`, practice `sessions`, `proofs` and `reviews`.
 
     A command has one connection.
     """
@@ -50,6 +51,7 @@ class History:
         self.sessions = Sessions(self.database)
         self.moves = Moves(self.database)
         self.proofs = Proofs(self.database)
+        self.reviews = Reviews(self.database)
 
     def __enter__(self) -> "History":
         """Return the history itself."""

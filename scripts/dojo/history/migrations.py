@@ -117,4 +117,20 @@ MIGRATIONS = (
         CREATE INDEX proof_kata ON proof (kata);
         """,
     ),
+    Migration(
+        "reviews of requests, change by change",
+        """
+        CREATE TABLE review (
+            id INTEGER PRIMARY KEY,
+            at TEXT NOT NULL,
+            place INTEGER NOT NULL,
+            kata TEXT NOT NULL,
+            effect TEXT NOT NULL,
+            bug TEXT NOT NULL,
+            kind TEXT,
+            marked INTEGER NOT NULL,
+            seconds REAL NOT NULL
+        );
+        """,
+    ),
 )

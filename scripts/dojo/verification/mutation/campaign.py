@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from dojo.kata.kata import Kata
+from dojo.kata.survivors import read_survivors
 from dojo.project import Project
 from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner
@@ -10,6 +11,7 @@ from dojo.testrun.implementation import Reference
 from dojo.testrun.results import RunResult, Verdict
 from dojo.verification.findings import refusal
 from dojo.verification.mutation import selection
+from dojo.verification.mutation.excuses import problems
 from dojo.verification.mutation.judging import (
     FIRST_SEED,
     SECOND_SEED,
@@ -21,7 +23,6 @@ from dojo.verification.mutation.judging import (
 )
 from dojo.verification.mutation.result_store import Trials, trials_of
 from dojo.verification.mutation.score import Score
-from dojo.verification.mutation.survivors import problems, read_survivors
 
 
 class MutationRun:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from dojo.kata.kata import Kata
+from dojo.kata.survivors import Survivor, read_survivors
 from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner
 from dojo.testrun.implementation import Text
@@ -13,7 +14,6 @@ from dojo.testrun.limits import Limits
 from dojo.testrun.results import Verdict
 from dojo.verification.mutation.mutants import Mutant, mutants
 from dojo.verification.mutation.result_store import MutantOutcome, Trial, Trials
-from dojo.verification.mutation.survivors import Survivor, read_survivors
 
 # A mutant may loop for ever, so it gets little time; a reference's test takes milliseconds, and a
 # system's run seconds on a busy machine.

@@ -6,14 +6,12 @@ stands for whatever the lines become, as where they set how a kernel is launched
 """
 
 import tomllib
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from dojo.errors import CatalogueError
 from dojo.kata.kata import Kata
-from dojo.verification.mutation.mutants import Mutant, meaning
 
 ANYTHING = "*"
 
@@ -23,6 +21,26 @@ class Kind(StrEnum):
 
     EQUIVALENT = "equivalent"  # no input tells it from the reference
     GPU = "gpu"  # it shows on a GPU, or in speed alone
+
+
+class Change(Protocol):
+    """What an entry needs to know of a mutant to say whether it means it."""
+
+    @property
+    def function(self) -> str:
+        """Return the function that it is in."""
+
+    @property
+    def before(self) -> str:
+        """Return the lines that it changes, each stripped."""
+
+    @property
+    def after(self) -> str:
+        """Return what they become."""
+
+    @property
+    def occurrence(self) -> int:
+        """Return which of their equals in the function they are, from 1."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +54,7 @@ class Survivor:
     function: str = ""  # dotted for a method; empty for what stands outside all functions
     occurrence: int | None = None
 
-    def excuses(self, mutant: Mutant) -> bool:
+    def excuses(self, mutant: Change) -> bool:
         """Say whether a mutant is the one that is meant."""
         return (
             self.function == mutant.function
@@ -69,24 +87,3 @@ def read_survivors(kata: Kata) -> tuple[Survivor, ...]:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CatalogueError(f"{path}: {type(error).__name__}: {error}") from None
-
-
-def problems(kata: Kata, entries: Sequence[Survivor], mutants: Iterable[Mutant]) -> list[str]:
-    """Say which entries are stale, mean several mutants, or would excuse a catalogued bug."""
-    catalogued = {meaning(kata.planted_source((bug.id,))): bug.id for bug in kata.bugs}
-    meant: Counter[Survivor] = Counter()
-    found = []
-    for mutant in mutants:
-        for entry in entries:
-            if not entry.excuses(mutant):
-                continue
-            meant[entry] += 1
-            bug = catalogued.get(meaning(mutant.source))
-            if bug is not None:
-                found.append(f"mutants.toml excuses the bug {bug}: {entry}")
-    for entry in entries:
-        if not meant[entry]:
-            found.append(f"mutants.toml names a mutant that is none any more: {entry}")
-        elif meant[entry] > 1 and entry.after != ANYTHING:
-            found.append(f"mutants.toml means {meant[entry]} mutants, give occurrence: {entry}")
-    return found

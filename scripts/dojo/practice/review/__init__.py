@@ -1,0 +1,1 @@
+"""Pull requests to review: drawn, shown as a diff, judged and scored."""

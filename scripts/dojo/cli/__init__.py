@@ -25,6 +25,7 @@ _COMMANDS = (
     "prove",
     "reset",
     "reveal",
+    "review",
     "run",
     "show",
     "stats",

@@ -1,4 +1,4 @@
-"""Requests one after another, each judged and recorded; no interface is told what is wrong before."""
+"""Requests one after another, each judged and recorded; nobody is told before what is wrong."""
 
 import time
 from collections.abc import Callable, Collection, Iterator

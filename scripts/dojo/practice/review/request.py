@@ -1,5 +1,6 @@
 """A pull request: two texts, the changes between them, and the lines that show these."""
 
+import ast
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,11 @@ class Request:
     def lines(self) -> tuple[Line, ...]:
         """Return the lines of all hunks: a mark is a place among these."""
         return tuple(line for hunk in self.hunks for line in hunk.lines)
+
+    @cached_property
+    def numbered(self) -> tuple[int, ...]:
+        """Return the places of the lines that can be marked, those that change: number 1 first."""
+        return tuple(place for place, line in enumerate(self.lines) if line.changes)
 
 
 def edited_alone(kata: Kata, change: Change) -> str:
@@ -195,8 +201,6 @@ def _shown(
 
 
 def _outline(kata: Kata) -> Outline:
-    import ast
-
     return Outline(ast.parse(kata.correct_source))
 
 

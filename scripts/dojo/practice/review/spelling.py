@@ -1,4 +1,4 @@
-"""Refactorings that no syntax tree shows: comments, docstrings, parentheses, the look of a number."""
+"""Refactorings that no syntax tree shows: comments, docstrings, parentheses, looks of numbers."""
 
 import ast
 import io

@@ -34,8 +34,8 @@ class ReviewLines:
         title, *description = head_lines(request, self._desk)
         click.echo()
         click.secho(title, bold=True)
-        for line in description:
-            click.echo(f"  {line}")
+        for sentence in description:
+            click.echo(f"  {sentence}")
         click.echo(f"\n      --- a/{request.path}\n      +++ b/{request.path}")
         number = 0
         for hunk in request.hunks:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dojo.kata.kata import Kata
 from dojo.practice.review.changes import Change
 from dojo.practice.review.edits import edited
-from dojo.practice.review.outline import Outline
+from dojo.practice.review.outline import outline_of
 
 _TITLES = (
     "Edit {where}",
@@ -53,15 +53,15 @@ def written(
         "minus": _lines(counts[0]),
         "plus": _lines(counts[1]),
     }
-    names = _SAME_NAMES if _signatures_stay(kata, changes) else _OTHER_NAMES
-    title, size = rng.choice(_TITLES), rng.choice(_SIZES)
-    other = rng.choice((rng.choice(names), rng.choice(_ANY)))
+    title, size, other = rng.choice(_TITLES), rng.choice(_SIZES), rng.choice((*_ANY, None, None))
+    if other is None:
+        other = rng.choice(_SAME_NAMES if _signatures_stay(kata, changes) else _OTHER_NAMES)
     first, second = (one.format(**facts) for one in (size, other))
     return title.format(**facts), (first[0].upper() + first[1:], second)
 
 
 def _where(kata: Kata, changes: Sequence[Change]) -> str:
-    outline = Outline(ast.parse(kata.correct_source))
+    outline = outline_of(kata.correct_source)
     found = [outline.outermost(change.edit.start) for change in changes]
     names = list(dict.fromkeys(one.name if one else "the module" for one in found))
     if len(names) > 2:

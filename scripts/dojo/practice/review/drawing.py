@@ -81,6 +81,7 @@ class Material:
         """Return what is proved to be equivalent."""
         return list(equivalents(self.kata, self.text.lines, self.text.outline))
 
+    @cached_property
     def refactorings(self) -> list[list[Proposal]]:
         """Return what can be written in another way, a list a sort."""
         return [found for one in REFACTORINGS if (found := list(one(self.text)))]
@@ -227,7 +228,7 @@ class _Drawing:
     def _add_refactoring(self) -> None:
         sorts = [
             fitting
-            for proposals in self._refactorings
+            for proposals in self._material.refactorings
             if (fitting := [one for one in proposals if self._fits(one.edit)])
         ]
         if sorts:
@@ -239,10 +240,6 @@ class _Drawing:
     def _add_harmless(self, edit: Edit, reason: str) -> None:
         back = self._rng.random() < 0.5
         self._changes.append(Change(edit, Effect.HARMLESS, old_is_edited=back, reason=reason))
-
-    @cached_property
-    def _refactorings(self) -> list[list[Proposal]]:
-        return self._material.refactorings()
 
     def _effects(self) -> set[Effect]:
         return {change.effect for change in self._changes}

@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class Outline:
         """Return the function of that dotted name, if there is one alone."""
         found = [one for one in self.functions if one.name == name]
         return found[0] if len(found) == 1 else None
+
+
+@lru_cache(maxsize=64)
+def outline_of(source: str) -> Outline:
+    """Return the functions of a text, which is parsed once."""
+    return Outline(ast.parse(source))
 
 
 def _functions(node: ast.AST, scope: str) -> Iterator[Function]:

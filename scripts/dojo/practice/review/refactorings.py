@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dojo.practice.review.edits import Edit, edited
-from dojo.practice.review.outline import Function, Outline
+from dojo.practice.review.outline import Function, Outline, outline_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Text:
         for node in ast.walk(tree):
             for child in ast.iter_child_nodes(node):
                 child.parent = node  # type: ignore[attr-defined]
-        return cls(source.split("\n"), tree, Outline(tree))
+        return cls(source.split("\n"), tree, outline_of(source))
 
     def segment(self, node: ast.expr | ast.stmt) -> str | None:
         """Return a node's text if it stands on one line."""

@@ -1,6 +1,5 @@
 """A pull request: two texts, the changes between them, and the lines that show these."""
 
-import ast
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dojo.history.reviews import Effect
 from dojo.kata.kata import Kata
 from dojo.practice.review.changes import Change
 from dojo.practice.review.edits import edited
-from dojo.practice.review.outline import Outline
+from dojo.practice.review.outline import Outline, outline_of
 
 _WHOLE_FUNCTION = 40  # lines: a longer one is shown around its changes alone
 _AROUND = 8  # lines before and after a change
@@ -101,7 +100,7 @@ def edited_alone(kata: Kata, change: Change) -> str:
 def hunks(kata: Kata, changes: Sequence[Change]) -> Iterator[Hunk]:
     """Yield the hunks of a diff that is made of these changes."""
     source = kata.correct_source.split("\n")
-    outline = _outline(kata)
+    outline = outline_of(kata.correct_source)
     rows = list(_rows(source, changes))
     shown = _shown(rows, source, changes, outline, around=_AROUND)
     waiting: list[Line] = []
@@ -198,10 +197,6 @@ def _shown(
         line.changes or any(first <= at < min(last, last_line) for first, last in spans)
         for line, at in rows
     ]
-
-
-def _outline(kata: Kata) -> Outline:
-    return Outline(ast.parse(kata.correct_source))
 
 
 def _text(kata: Kata, changes: Sequence[Change]) -> str:

@@ -43,9 +43,11 @@ def comments(text: Text) -> Iterator[Proposal]:
     """Move a comment from the end of a line to a line of its own above it."""
     source = "\n".join(text.lines)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type != tokenize.COMMENT or "noqa" in token.string:
+            continue
         line, column = token.start
         code = text.lines[line - 1][:column]
-        if token.type != tokenize.COMMENT or not code.strip() or "noqa" in token.string:
+        if not code.strip():
             continue
         indent = code[: len(code) - len(code.lstrip())]
         edit = Edit(line - 1, line, (indent + token.string, code.rstrip()))

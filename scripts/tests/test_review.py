@@ -1,6 +1,7 @@
 """Reviews: what requests are made of, how they are judged, and what is kept of it."""
 
 import ast
+import asyncio
 import json
 import os
 import random
@@ -31,6 +32,8 @@ from dojo.practice.review.request import edited_alone
 from dojo.practice.review.scoring import Score, score
 from dojo.practice.review.supply import kinds_by_need, supply
 from dojo.project import Project
+from dojo.tui.marked_diff import MarkedDiff
+from dojo.tui.review import ReviewApp
 from dojo.wording.reviews import mark, summary_lines, verdict_line
 
 REAL = Project.here()
@@ -591,3 +594,122 @@ def test_the_learners_file_stays_as_it_is(project, kata):
     assert kata.botched.read_bytes() == before
     with History(project.history) as history:
         assert history.attempts(kata.name) == []
+
+
+# On the full screen
+
+
+def shown(app):
+    """Return the screen as text, as one would read it."""
+    lines = app.screen._compositor.render_strips(app.screen.size)
+    return "\n".join(line.text for line in lines)
+
+
+def lead(desk, script, size=(110, 40)):
+    """Run the app under a script of keys and checks."""
+    app = ReviewApp(desk)
+
+    async def run():
+        async with app.run_test(size=size) as pilot:
+            await pilot.pause()
+            await script(pilot)
+
+    asyncio.run(run())
+    return app
+
+
+def test_a_request_is_read_marked_and_told(history):
+    round_ = desk(history, count=2)
+
+    async def script(pilot):
+        screen = shown(pilot.app)
+        assert "Request 1 of 2: " in screen
+        assert "Mark what you would not let in." in screen
+        await pilot.press("space")
+        await pilot.pause()
+        assert "●" in shown(pilot.app)
+        await pilot.press("a")
+        await pilot.pause()
+        assert "You have marked lines" in shown(pilot.app)
+        await pilot.press("enter")
+        await pilot.pause()
+        told = shown(pilot.app)
+        assert "Enter goes on" in told
+        assert "<- " in told
+        assert len(round_.judged) == 1
+        await pilot.press("a", "space")  # nothing is left to mark or to approve
+        assert len(round_.judged) == 1
+        await pilot.press("enter")
+        await pilot.pause()
+        assert "Request 2 of 2: " in shown(pilot.app)
+        await pilot.press("enter")
+        await pilot.pause()
+        assert "Mark a line with space first, or approve with a." in shown(pilot.app)
+        await pilot.press("space", "space", "a")
+        await pilot.pause()
+        assert "That was the last one" in shown(pilot.app)
+        await pilot.press("enter")
+
+    lead(round_, script)
+    first, second = round_.judged
+    place = first.request.numbered[0]
+    assert [one.marked for one in first.reviewed].count(True) == 1
+    assert first.reviewed[first.request.lines[place].change].marked
+    assert not any(one.marked for one in second.reviewed)
+    assert len(history.reviews.all()) == 2
+
+
+def test_the_cursor_moves_by_keys_and_by_the_mouse(history):
+    round_ = desk(history)
+
+    async def script(pilot):
+        diff = pilot.app.screen.query_one(MarkedDiff)
+        start = diff._cursor
+        await pilot.press("down")
+        await pilot.press("j")
+        assert diff._cursor == start + 2
+        await pilot.press("k", "up")
+        assert diff._cursor == start
+        await pilot.press("home")
+        await pilot.press("space")
+        await pilot.pause()
+        assert "Only a line that goes or comes can be marked." in shown(pilot.app)
+        assert diff.marks == set()
+        await pilot.press("n")
+        assert diff._cursor == start
+        await pilot.press("end")
+        assert diff._cursor == len(diff._rows) - 1
+        await pilot.press("p", "home", "p")
+        await pilot.click(MarkedDiff, offset=(20, 1 + start))
+        assert diff._cursor == start
+        assert diff.marks == set()
+        await pilot.click(MarkedDiff, offset=(20, 1 + start))
+        assert diff.marks == {diff._rows[start]}
+        await pilot.press("q")
+
+    lead(round_, script)
+    assert history.reviews.all() == []
+
+
+@pytest.mark.parametrize("size", [(40, 15), (80, 24), (200, 60)])
+def test_every_size_of_screen_shows_the_request(history, size):
+    async def script(pilot):
+        assert "Request 1 of 5" in shown(pilot.app)
+        await pilot.press("a")
+        await pilot.pause()
+        assert "[" in shown(pilot.app)
+        await pilot.press("tab", "down", "q")
+
+    lead(desk(history), script, size)
+    assert len(history.reviews.all()) == 1
+
+
+def test_code_with_markup_is_shown_as_it_is(history, project, kata):
+    text = kata.reference.read_text().replace("x: float,", "x: 'list[int]',")
+    kata.reference.write_text(text)
+
+    async def script(pilot):
+        assert "list[int]" in shown(pilot.app)
+
+    round_ = Desk(supply(project, seed=3), history)
+    lead(round_, script)

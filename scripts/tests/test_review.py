@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
 from itertools import islice
 from statistics import NormalDist
 
@@ -34,6 +35,7 @@ from dojo.practice.review.supply import kinds_by_need, supply
 from dojo.project import Project
 from dojo.tui.marked_diff import MarkedDiff
 from dojo.tui.review import ReviewApp
+from dojo.wording.review_page import render_requests
 from dojo.wording.reviews import mark, summary_lines, verdict_line
 
 REAL = Project.here()
@@ -713,3 +715,78 @@ def test_code_with_markup_is_shown_as_it_is(history, project, kata):
 
     round_ = Desk(supply(project, seed=3), history)
     lead(round_, script)
+
+
+# On a page
+
+
+class Page(HTMLParser):
+    """Reads what a page says, inside and outside of its folded parts, and what it loads."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.folded, self.open, self.loads, self._inside = "", "", [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "br"):
+            self._inside.append(tag)
+        self.loads += [value for name, value in attrs if name in ("src", "srcset", "data")]
+        assert tag not in ("script", "link", "img", "iframe")
+
+    def handle_endtag(self, tag):
+        assert self._inside.pop() == tag
+
+    def handle_data(self, data):
+        if "style" in self._inside:
+            return
+        if "details" in self._inside:
+            self.folded += data
+        else:
+            self.open += data
+
+
+def test_a_page_has_ten_requests_with_their_answers_folded_away(project, tmp_path):
+    path = tmp_path / "page.html"
+    result = CliRunner().invoke(main, ["review", "--seed", "7", "--html", str(path)], obj=project)
+    assert result.exit_code == 0, result.output
+    assert result.output == f"wrote {path}: 10 requests, seed 7\n"
+    text = path.read_text()
+    page = Page(text)
+    assert page.loads == []
+    assert text.count("<details>") == 10
+    assert "<details open" not in text
+    on_screen, _, on_paper = page.open.partition("Answers")
+    for said in ("harmless", "brings in a bug", "Adding is not scaling."):
+        assert said in page.folded
+        assert said in on_paper
+        assert said not in on_screen.partition("scripts/review.sh")[2]
+    assert "scripts/review.sh --seed 7 --count 10" in page.open
+    with History(project.history) as history:
+        assert history.reviews.all() == []
+
+
+def test_a_page_shows_the_requests_of_its_seed(tmp_path):
+    drawn = requests(7, 3)
+    page = Page(render_requests(drawn, 7))
+    for request in drawn:
+        assert request.title in page.open
+        for line in request.lines:
+            assert f"{line.sign} {line.text}" in page.open
+
+
+def test_code_is_escaped_on_the_page(project, kata):
+    text = kata.reference.read_text().replace("Return `x` times", "<b>&amp; `x` times")
+    kata.reference.write_text(text)
+    drawn = list(islice(supply(project, seed=1), 12))
+    assert "<b>" in "".join(line.text for request in drawn for line in request.lines)
+    text = render_requests(drawn, 1)
+    assert "<b>" not in text
+    assert "<b>&amp; `x` times" in Page(text).open
+
+
+def test_a_page_that_cannot_be_written_is_one_line(project, tmp_path):
+    target = tmp_path / "none" / "page.html"
+    result = CliRunner().invoke(main, ["review", "--html", str(target)], obj=project)
+    assert result.exit_code == 1
+    assert "does not exist; make it first" in result.output

@@ -20,6 +20,7 @@ from dojo.errors import DojoError
 from dojo.history.export import export_history, import_history
 from dojo.history.history import History
 from dojo.history.reviews import Effect, Reviewed, ReviewedRequest
+from dojo.history.scoring import Score, score
 from dojo.kata import catalogue, kata_toml
 from dojo.kata.bug import Kind
 from dojo.kata.kata import Topic
@@ -30,7 +31,6 @@ from dojo.practice.review.drawing import REFACTORINGS, Material, draw_request
 from dojo.practice.review.edits import Edit, apart, difference, edited
 from dojo.practice.review.refactorings import Text
 from dojo.practice.review.request import edited_alone
-from dojo.practice.review.scoring import Score, score
 from dojo.practice.review.supply import kinds_by_need, supply
 from dojo.project import Project
 from dojo.tui.marked_diff import MarkedDiff
@@ -790,3 +790,46 @@ def test_a_page_that_cannot_be_written_is_one_line(project, tmp_path):
     result = CliRunner().invoke(main, ["review", "--html", str(target)], obj=project)
     assert result.exit_code == 1
     assert "does not exist; make it first" in result.output
+
+
+# In the statistics
+
+
+def test_the_statistics_show_reviews_by_kind_and_by_topic(project, history):
+    rows = [
+        Reviewed("01_scale", Effect.BREAKS, "adds-factor", Kind.MASK, False),
+        Reviewed("01_scale", Effect.BREAKS, "divides", Kind.AXIS, True),
+        Reviewed("01_scale", Effect.BREAKS, "divides", Kind.AXIS, False),
+        Reviewed("01_scale", Effect.MENDS, "divides", Kind.AXIS, True),
+        Reviewed("99_gone", Effect.HARMLESS, "", None, False),
+        Reviewed("01_scale", Effect.HARMLESS, "", None, False),
+    ]
+    for one in rows:
+        history.reviews.add([one], 30.0)
+    runner = CliRunner()
+    said = runner.invoke(main, ["stats"], obj=project).output
+    assert "6 requests, 3 min; 1 of 3 bugs found, 1 false alarm on 3 right changes" in said
+    lines = [line.split() for line in said.splitlines()]
+    kinds = [line[:4] for line in lines if line[:1] in (["axis"], ["mask"])]
+    assert kinds == [["mask", "0", "of", "1"], ["axis", "1", "of", "2"]]
+    numbers = json.loads(runner.invoke(main, ["stats", "--json"], obj=project).output)["reviews"]
+    assert numbers["requests"] == 6
+    assert numbers["seconds"] == 180
+    (topic,) = numbers["topics"]
+    assert (topic["name"], topic["hits"], topic["approvals"]) == ("layers", 1, 1)
+    axis = numbers["kinds"][1]
+    assert (axis["hits"], axis["misses"], axis["false_alarms"], axis["approvals"]) == (1, 1, 1, 2)
+    z = NormalDist().inv_cdf
+    assert axis["sensitivity"] == pytest.approx(z(0.5) - z(1.5 / 4))
+
+
+def test_the_page_of_statistics_has_reviews_only_once_there_are_some(project, history, tmp_path):
+    runner = CliRunner()
+    path = tmp_path / "stats.html"
+    assert "Nothing practised yet" in runner.invoke(main, ["stats"], obj=project).output
+    history.reviews.add([Reviewed("01_scale", Effect.HARMLESS, "", None, False)], 1.0)
+    said = runner.invoke(main, ["stats"], obj=project).output
+    assert "1 request, 0 min; 0 of 0 bugs found" in said
+    assert "kind of bug" not in said
+    runner.invoke(main, ["stats", "--html", str(path)], obj=project)
+    assert "<h2>Reviews</h2>" in path.read_text()

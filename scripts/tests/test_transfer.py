@@ -13,11 +13,13 @@ from dojo.history.merge import rows
 from dojo.history.migrations import MIGRATIONS
 from dojo.history.moves import MoveKind
 from dojo.history.proofs import Goal
+from dojo.history.reviews import Effect, Reviewed
 from dojo.history.sessions import Ending
 from dojo.history.statistics import gather
+from dojo.kata.bug import Kind
 
 TODAY = date(2026, 3, 10)
-TABLES = ("attempt", "run", "hint", "move", "session", "proof", "exercise")
+TABLES = ("attempt", "run", "hint", "move", "session", "exercise", "proof", "review")
 SOLVED = Run("abc", 3, 0, ("divides",), True, 0.1)
 FAILED = Run("def", 1, 2, (), False, 0.1)
 
@@ -64,6 +66,11 @@ def practise(history):
     proof = history.proofs.begin("01_scale", Goal.HALF, ["divides", "adds-factor"])
     history.proofs.judged(proof.id, caught=1, alarms=0)
     history.proofs.end(proof.id, Ending.SOLVED, 3)
+    read = [
+        Reviewed("01_scale", Effect.BREAKS, "divides", Kind.FORMULA, True),
+        Reviewed("01_scale", Effect.HARMLESS, "", None, False),
+    ]
+    history.reviews.add(read, 40.0)
 
 
 def begin_session(history):
@@ -101,8 +108,16 @@ def test_every_table_is_exported_and_merged(history):
 def test_a_fresh_history_becomes_equal_and_a_second_import_changes_nothing(history, other):
     practise(other)
     new = carry(other, history)
-    found = {"attempt": 3, "run": 3, "hint": 1, "move": 1, "session": 1, "proof": 1, "exercise": 2}
-    assert new == found
+    assert new == {
+        "attempt": 3,
+        "run": 3,
+        "hint": 1,
+        "move": 1,
+        "session": 1,
+        "exercise": 2,
+        "proof": 1,
+        "review": 2,
+    }
     assert gather(history, [], TODAY, UTC) == gather(other, [], TODAY, UTC)
     once = everything(history)
     assert once == everything(other)
@@ -280,7 +295,7 @@ def test_the_commands_carry_a_history_and_overwrite_nothing_unasked(cli, project
     assert cli("import", file).output == "nothing new in it\n"
     project.history.unlink()
     assert cli("import", "-", input=piped).output == (
-        "imported 3 attempts, 3 runs, 1 hint, 1 move, 1 session, 1 proof, 2 exercises\n"
+        "imported 3 attempts, 3 runs, 1 hint, 1 move, 1 session, 1 proof, 2 reviews, 2 exercises\n"
     )
 
 

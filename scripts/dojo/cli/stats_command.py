@@ -12,7 +12,7 @@ from dojo.cli import output
 from dojo.errors import CatalogueError, typed
 from dojo.history.history import History
 from dojo.history.misses import Missed
-from dojo.history.statistics import Solved, Stats, Times, gather
+from dojo.history.statistics import Detected, ReviewStats, Solved, Stats, Times, gather
 from dojo.kata import catalogue, kata_toml
 from dojo.kata.kata import Kata
 from dojo.project import Project
@@ -34,10 +34,11 @@ _ARROW = " -> "
 )
 @click.pass_obj
 def command(project: Project, as_json: bool, page: Path | None) -> None:
-    """Show what you solved, your streak, your times, and the bugs you missed most often.
+    """Show what you solved, your streak, your times, and what you missed most often.
 
     A day counts for the streak if you solved a kata or ran one in a practice session.
-    A time in brackets is of an exercise that was not solved.
+    A time in brackets is of an exercise that was not solved. Of reviews, d' says how well you tell
+    wrong from right (0 is guessing), and a bias above 0 that you rather approve.
 
     \b
     --json prints an object with these keys:
@@ -50,6 +51,9 @@ def command(project: Project, as_json: bool, page: Path | None) -> None:
       missed          a list of kata, bug, title, planted, missed,
                       hinted (found after a hint), seen_in
       totals          sessions, seconds, runs, hints
+      reviews         requests, seconds, whole, and by topics and kinds
+                      (of bug): each hits, misses, false_alarms,
+                      approvals, sensitivity (d'), bias
 
     \b
     Example: kata stats
@@ -98,6 +102,8 @@ def _sections(stats: Stats, width: int) -> Iterator[str]:
     if stats.missed:
         lines = [_missed(missed, width) for missed in stats.missed[:_SHOWN]]
         yield "\n".join([click.style("Bugs most often missed", bold=True), *lines])
+    if stats.reviews.requests:
+        yield from _reviews(stats.reviews)
 
 
 def _totals(stats: Stats) -> str:
@@ -117,6 +123,34 @@ def _totals(stats: Stats) -> str:
 def _solved(name: str, groups: Sequence[Solved]) -> str:
     rows = [(group.name, f"{group.solved} of {group.katas}") for group in groups]
     return render((name, "solved"), rows)
+
+
+def _reviews(reviews: ReviewStats) -> Iterator[str]:
+    title = click.style("Reviews", bold=True)
+    whole = reviews.whole
+    alarms = f"{count(whole.false_alarms, 'false alarm')} on {whole.right} right changes"
+    yield (
+        f"{title}\n{count(reviews.requests, 'request')}, {duration(reviews.seconds)}; "
+        f"{whole.hits} of {count(whole.bugs, 'bug')} found, {alarms}"
+    )
+    if reviews.kinds:
+        yield _detected("kind of bug", reviews.kinds)
+    if reviews.topics:
+        yield _detected("topic", [*reviews.topics, whole])
+
+
+def _detected(name: str, rows: Sequence[Detected]) -> str:
+    return render(
+        (name, "found", "d'", "bias"),
+        [
+            (one.name, f"{one.hits} of {one.bugs}", _measure(one.sensitivity), _measure(one.bias))
+            for one in rows
+        ],
+    )
+
+
+def _measure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _timings(times: Times, room: int) -> str:

@@ -2,13 +2,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta, tzinfo
 
 from dojo.history.database import Database, moment
 from dojo.history.history import History
 from dojo.history.misses import Missed, missed_bugs
+from dojo.history.reviews import Effect, Reviewed, ReviewedRequest
+from dojo.history.scoring import Score, score
 from dojo.history.sessions import Ending, Exercise
 from dojo.kata.kata import Kata
 
@@ -51,6 +53,56 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class Detected:
+    """What came of the changes of a topic, or of a kind of bug, in reviews.
+
+    A harmless change is of no kind: of a kind, the false alarms and the approvals are those of all.
+    """
+
+    name: str
+    hits: int
+    misses: int
+    false_alarms: int
+    approvals: int
+    sensitivity: float | None  # d'
+    bias: float | None
+
+    @classmethod
+    def of(cls, name: str, score: Score) -> "Detected":
+        """Return a score under a name."""
+        return cls(
+            name,
+            score.hits,
+            score.misses,
+            score.false_alarms,
+            score.approvals,
+            score.sensitivity,
+            score.bias,
+        )
+
+    @property
+    def bugs(self) -> int:
+        """Return how many bugs came in."""
+        return self.hits + self.misses
+
+    @property
+    def right(self) -> int:
+        """Return how many changes were right."""
+        return self.false_alarms + self.approvals
+
+
+@dataclass(frozen=True)
+class ReviewStats:
+    """What reviews add up to."""
+
+    requests: int
+    seconds: float
+    whole: Detected
+    topics: tuple[Detected, ...]
+    kinds: tuple[Detected, ...]  # of the bugs that came in, those most often missed first
+
+
+@dataclass(frozen=True)
 class Stats:
     """What a history adds up to on one day."""
 
@@ -64,11 +116,13 @@ class Stats:
     times: tuple[Times, ...]
     missed: tuple[Missed, ...]  # most often missed first
     totals: Totals
+    reviews: ReviewStats
 
     @property
     def empty(self) -> bool:
         """Say whether nothing was practised yet."""
-        return not (self.totals.sessions or self.totals.runs or self.totals.hints)
+        totals = self.totals
+        return not (totals.sessions or totals.runs or totals.hints or self.reviews.requests)
 
     def as_json(self) -> str:
         """Return the numbers as a JSON object whose keys are the names of the fields."""
@@ -95,6 +149,7 @@ def gather(
         times=_times(exercises),
         missed=missed_bugs(history, exercises, {kata.name: kata for kata in katas}),
         totals=_totals(history.database),
+        reviews=_reviews(history.reviews.all(), {kata.name: kata for kata in katas}),
     )
 
 
@@ -151,3 +206,24 @@ def _totals(database: Database) -> Totals:
         "(SELECT COUNT(*) FROM run), (SELECT COUNT(*) FROM hint)"
     ).fetchone()
     return Totals(*row)
+
+
+def _reviews(requests: Sequence[ReviewedRequest], katas: Mapping[str, Kata]) -> ReviewStats:
+    changes = [one for request in requests for one in request.changes]
+    right = [one for one in changes if one.effect is not Effect.BREAKS]
+    topics: dict[str, list[Reviewed]] = {}
+    kinds: dict[str, list[Reviewed]] = {}
+    for one in changes:
+        if one.kata in katas:  # of one that has gone nobody knows the topic
+            topics.setdefault(katas[one.kata].topic, []).append(one)
+        if one.kind is not None and one.effect is Effect.BREAKS:
+            kinds.setdefault(one.kind, []).append(one)
+    of_kinds = [Detected.of(kind, score([*met, *right])) for kind, met in kinds.items()]
+    of_topics = [Detected.of(topic, score(met)) for topic, met in topics.items()]
+    return ReviewStats(
+        len(requests),
+        sum(request.seconds for request in requests),
+        Detected.of("all", score(changes)),
+        tuple(sorted(of_topics, key=lambda one: one.name)),
+        tuple(sorted(of_kinds, key=lambda one: (-one.misses, one.hits, one.name))),
+    )

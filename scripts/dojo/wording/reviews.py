@@ -4,10 +4,10 @@ import textwrap
 from collections.abc import Sequence
 
 from dojo.history.reviews import Effect, Reviewed
+from dojo.history.scoring import Score
 from dojo.practice.review.changes import Change
 from dojo.practice.review.desk import Desk, Judged
 from dojo.practice.review.request import Request
-from dojo.practice.review.scoring import Score
 from dojo.wording.quantities import count
 from dojo.wording.stories import STORY_WIDTH
 

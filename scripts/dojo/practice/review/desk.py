@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from dojo.history.history import History
 from dojo.history.reviews import Reviewed
+from dojo.history.scoring import Score, score
 from dojo.practice.review.changes import Change
 from dojo.practice.review.request import Request
-from dojo.practice.review.scoring import Score, score
 
 COUNT = 5  # requests, unless a time is given
 

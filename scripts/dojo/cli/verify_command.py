@@ -30,7 +30,8 @@ from dojo.wording.tables import render
     "--whole",
     is_flag=True,
     help="Plant every pair too, let no test end a run, and believe no earlier proof: see every "
-    "test of every killed_by fail, whatever else is planted.",
+    "test of every killed_by fail, whatever else is planted. Also draw requests to review, and see "
+    "that what they call harmless passes.",
 )
 @click.option("--mutants", is_flag=True, help="Try mutants of the reference in place of the bugs.")
 @click.option("--all", "both", is_flag=True, help="Try the bugs, then the mutants.")

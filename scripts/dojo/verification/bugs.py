@@ -13,7 +13,7 @@ from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner
 from dojo.testrun.implementation import Planted, Reference, Solution
 from dojo.testrun.results import Outcome, RunResult, Verdict
-from dojo.verification import budget, likeness, lint, structure, symptoms
+from dojo.verification import budget, likeness, lint, reviews, structure, symptoms
 from dojo.verification.findings import Findings, Proof, Tally, refusal
 from dojo.verification.ledger import Ledger
 from dojo.verification.sets import larger_sets, pairs, some_pairs
@@ -60,7 +60,14 @@ class Verifier:
         seeds = self._seeds(kata)
         sets = len(larger_sets(kata, bugs)) + (len(self._pairs(kata, bugs)) if self._whole else 0)
         healthy = len(self._healthy_seeds()) if kata.is_system and self._whole else 0
-        return seeds * (1 + len(kata.solutions) + len(bugs)) + sets + healthy
+        read = len(self._claims(kata))
+        return seeds * (1 + len(kata.solutions) + len(bugs)) + sets + healthy + read
+
+    def _claims(self, kata: Kata) -> list[reviews.Claim]:
+        """Return what requests to review the kata's code rest on."""
+        if not self._whole or kata.draft:
+            return []
+        return reviews.claims(kata, reviews.SEEDS if self._sample else reviews.SEEDS_NAMED)
 
     def _pairs(self, kata: Kata, bugs: Sequence[Bug]) -> list[tuple[Bug, ...]]:
         """Return the pairs to plant."""
@@ -91,6 +98,7 @@ class Verifier:
             if self._whole:
                 findings.proof.pairs, together = self._check_sets(self._pairs(kata, bugs), findings)
                 findings.problems += self._misleading(together, alone, findings)
+                self._check_reviews(findings)
             findings.proof.larger_sets, _ = self._check_sets(larger_sets(kata, bugs), findings)
             if not findings.problems:
                 self._ledger.keep(kata, findings.proof)
@@ -209,6 +217,17 @@ class Verifier:
                     f"bug {bug.id} shows nowhere outside: no symptom fails, and no number of its "
                     "log leaves the band of healthy runs"
                 )
+
+    def _check_reviews(self, findings: Findings) -> None:
+        """See that requests to review say what is true."""
+        kata = findings.kata
+
+        def run(runner: Runner, claim: reviews.Claim) -> RunResult:
+            return claim.run(runner, kata)
+
+        for claim, result in self._map(run, self._claims(kata), findings):
+            if problem := claim.problem(result):
+                findings.problems.append(problem)
 
     def _check_sets(
         self, sets: Sequence[tuple[Bug, ...]], findings: Findings

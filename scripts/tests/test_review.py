@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from dojo.cli import main
+from dojo.cli.verify_command import playable
 from dojo.errors import DojoError
 from dojo.history.export import export_history, import_history
 from dojo.history.history import History
@@ -33,8 +34,10 @@ from dojo.practice.review.refactorings import Text
 from dojo.practice.review.request import edited_alone
 from dojo.practice.review.supply import kinds_by_need, supply
 from dojo.project import Project
+from dojo.runner.pool import runner_pool
 from dojo.tui.marked_diff import MarkedDiff
 from dojo.tui.review import ReviewApp
+from dojo.verification.reviews import Claim, claims
 from dojo.wording.review_page import render_requests
 from dojo.wording.reviews import mark, summary_lines, verdict_line
 
@@ -833,3 +836,52 @@ def test_the_page_of_statistics_has_reviews_only_once_there_are_some(project, hi
     assert "kind of bug" not in said
     runner.invoke(main, ["stats", "--html", str(path)], obj=project)
     assert "<h2>Reviews</h2>" in path.read_text()
+
+
+def test_a_kata_that_cannot_be_read_ends_the_reviews_in_one_line(history, kata):
+    first = next(supply(REAL, seed=1))
+
+    def broken():
+        yield first
+        raise DojoError("kata.toml is malformed")
+
+    async def script(pilot):
+        await pilot.press("a", "enter")
+
+    app = lead(Desk(broken(), history), script)
+    assert str(app.return_value) == "kata.toml is malformed"
+    assert len(history.reviews.all()) == 1
+
+
+# What requests rest on
+
+
+def test_what_requests_rest_on_is_run_and_true(kata, runner):
+    found = claims(kata, 30)
+    assert len({claim.source for claim in found}) == len(found)
+    assert kata.correct_source not in {claim.source for claim in found}
+    assert [claim.problem(claim.run(runner, kata)) for claim in found] == [None] * len(found)
+    assert any(claim.bugs for claim in found)
+    assert not all(claim.bugs for claim in found)
+
+
+def test_what_is_not_true_is_told(kata, runner):
+    wrong = Claim(kata.correct_source.replace("x * factor", "x + factor"), (), "a change")
+    assert "review: a change does not pass test_scale" in wrong.problem(wrong.run(runner, kata))
+    right = Claim(kata.correct_source, (kata.bugs[0],), "the new side")
+    assert right.problem(right.run(runner, kata)) == "review: the new side is not caught: passed"
+
+
+@pytest.mark.slow
+def test_what_a_thousand_requests_rest_on_is_true():
+    katas = playable(catalogue.finished(REAL))
+    problems = []
+    with runner_pool(REAL) as pool:
+        for kata in katas:
+            found = claims(kata, 1000 // len(katas) + 1)
+
+            def run(runner, claim, kata=kata):
+                return claim.problem(claim.run(runner, kata))
+
+            problems += [f"{kata.name}: {one}" for one in pool.map(run, found) if one]
+    assert problems == []

@@ -128,4 +128,6 @@ def _full_screen(desk: Desk) -> None:
     # Imported here: nothing else needs the terminal interface.
     from dojo.tui.review import ReviewApp
 
-    ReviewApp(desk).run()
+    error = ReviewApp(desk).run()
+    if error is not None:
+        raise error

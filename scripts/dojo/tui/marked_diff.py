@@ -15,7 +15,7 @@ from textual.strip import Strip
 
 from dojo.history.reviews import Effect
 from dojo.practice.review.desk import Judged
-from dojo.practice.review.request import Line, Request
+from dojo.practice.review.request import Hunk, Line, Request
 from dojo.wording.reviews import mark
 
 _GOES, _COMES, _CURSOR = Style(bgcolor="#3c1618"), Style(bgcolor="#12341c"), Style(reverse=True)
@@ -56,8 +56,7 @@ class MarkedDiff(ScrollView, can_focus=True):
         self.marks, self._said, self._open = set(), {}, True
         self._lines = request.lines
         self._numbers = {place: number for number, place in enumerate(request.numbered, 1)}
-        sides = {sign: _coloured(text) for sign, text in (("-", request.old), ("+", request.new))}
-        self._texts = [_text(line, sides) for line in request.lines]
+        self._texts = [text for hunk in request.hunks for text in _coloured(hunk)]
         self._rows = []
         place = 0
         for hunk in request.hunks:
@@ -178,14 +177,21 @@ _WORDS = {
 }
 
 
-def _coloured(source: str) -> list[Text]:
-    """Return a text's lines in the colours of Python; as a whole, for strings span lines."""
+def _coloured(hunk: Hunk) -> list[Text]:
+    """Return a hunk's lines in the colours of Python: each side as a whole, for strings span lines.
+
+    Not the whole file: that takes a tenth of a second for a long one.
+    """
     syntax = Syntax("", "python", theme="ansi_dark")
-    return list(syntax.highlight(source).split("\n", allow_blank=True))
-
-
-def _text(line: Line, sides: dict[str, list[Text]]) -> Text:
-    number = line.old if line.sign == "-" else line.new
-    text = sides["-" if line.sign == "-" else "+"][(number or 1) - 1]
-    text.end = ""
-    return text
+    sides = {}
+    for sign in "-+":
+        lines = [line.text for line in hunk.lines if line.sign in (sign, " ")]
+        # Highlighting leaves out empty lines at the start and the end.
+        padded = "\n".join(["#", *lines, "#"])
+        sides[sign] = iter(list(syntax.highlight(padded).split("\n", allow_blank=True))[1:])
+    texts = []
+    for line in hunk.lines:
+        text = {sign: next(sides[sign]) for sign in "-+" if line.sign in (sign, " ")}
+        texts.append(text["-" if line.sign == "-" else "+"])
+        texts[-1].end = ""
+    return texts

@@ -10,6 +10,7 @@ from textual.containers import VerticalScroll
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 
+from dojo.errors import DojoError
 from dojo.practice.review.desk import Desk
 from dojo.practice.review.request import Request
 from dojo.tui.lines import indented
@@ -73,7 +74,11 @@ class ReviewScreen(Screen[None]):
     def action_submit(self) -> None:
         """Submit the marks; once the truth is told, go on."""
         if self._told:
-            request = self._desk.next()
+            try:
+                request = self._desk.next()
+            except DojoError as error:
+                self.app.exit(error)
+                return
             if request is None:
                 self.app.exit()
             else:
@@ -118,8 +123,8 @@ class ReviewScreen(Screen[None]):
         self.query_one("#note", Static).update(Text(text))
 
 
-class ReviewApp(App[None]):
-    """Leads through the requests of a desk."""
+class ReviewApp(App[DojoError]):
+    """Leads through the requests of a desk; its result is why it could not go on, if so."""
 
     CSS_PATH = "app.tcss"
     TITLE = "kata review"

@@ -47,7 +47,7 @@ class Claim:
 
 
 def claims(kata: Kata, seeds: int) -> list[Claim]:
-    """Return what so many requests to a kata rest on, a text once, less what is proved elsewhere."""
+    """Return what so many requests to a kata rest on, less what is proved elsewhere."""
     material = Material(kata)
     known = {kata.correct_source}
     found = []

@@ -25,14 +25,15 @@ from dojo.history.scoring import Score, score
 from dojo.kata import catalogue, kata_toml
 from dojo.kata.bug import Kind
 from dojo.kata.kata import Topic
-from dojo.practice import scheduler
+from dojo.practice import scheduler, session
+from dojo.practice.planning import Planned
 from dojo.practice.review import renaming, rewriting, spelling
 from dojo.practice.review.desk import Desk
 from dojo.practice.review.drawing import REFACTORINGS, Material, draw_request
 from dojo.practice.review.edits import Edit, apart, difference, edited
 from dojo.practice.review.refactorings import Text
 from dojo.practice.review.request import edited_alone
-from dojo.practice.review.supply import kinds_by_need, supply
+from dojo.practice.review.supply import kinds_by_need, supply, under_way
 from dojo.project import Project
 from dojo.runner.pool import runner_pool
 from dojo.tui.marked_diff import MarkedDiff
@@ -865,6 +866,16 @@ def test_what_requests_rest_on_is_run_and_true(kata, runner):
     assert not all(claim.bugs for claim in found)
 
 
+def test_every_change_that_is_listed_as_equivalent_is_run(kata):
+    entry = '{ function = "shift", before = "moved = x + offset", after = "moved = offset + x" }'
+    (kata.folder / "mutants.toml").write_text(
+        f'[[survivors]]\nkind = "equivalent"\nreason = "A sum."\nmutants = [{entry}]\n'
+    )
+    (claim,) = claims(kata, 0)
+    assert "moved = offset + x" in claim.source
+    assert claim.said == "what mutants.toml calls equivalent (A sum.)"
+
+
 def test_what_is_not_true_is_told(kata, runner):
     wrong = Claim(kata.correct_source.replace("x * factor", "x + factor"), (), "a change")
     assert "review: a change does not pass test_scale" in wrong.problem(wrong.run(runner, kata))
@@ -885,3 +896,22 @@ def test_what_a_thousand_requests_rest_on_is_true():
 
             problems += [f"{kata.name}: {one}" for one in pool.map(run, found) if one]
     assert problems == []
+
+
+# Beside a practice session
+
+
+def test_a_kata_of_a_session_that_goes_on_is_left_out(project, kata, system, history):
+    history.sessions.begin([(kata.name, ["divides"], 60.0)], interview=True)
+    assert under_way(history) == {kata.name}
+    drawn = islice(supply(project, without=under_way(history)), 6)
+    assert {request.kata.name for request in drawn} == {system.name}
+
+
+def test_a_kata_of_an_interview_is_refused(project, kata, history):
+    planned = [Planned(kata, ("adds-factor",), 60.0)]
+    practice = session.begin(project, history, planned, interview=True)
+    practice.next_round()
+    result = CliRunner().invoke(main, ["review", "scale"], obj=project, input="q\n")
+    assert result.exit_code == 1
+    assert "01_scale is under way in an interview" in result.output

@@ -10,9 +10,12 @@ import click
 from dojo.cli import output
 from dojo.history.history import History
 from dojo.kata import catalogue
+from dojo.kata.bug import Kind
 from dojo.kata.kata import Topic
+from dojo.learner.player import Player
 from dojo.practice.review.desk import COUNT, Desk
-from dojo.practice.review.supply import kinds_by_need, supply
+from dojo.practice.review.supply import kinds_by_need, supply, under_way
+from dojo.practice.session import refuse_in_interview
 from dojo.project import Project
 from dojo.wording.quantities import count as counted
 from dojo.wording.reviews import summary_lines
@@ -94,9 +97,12 @@ def command(
         click.echo(f"wrote {page}: {counted(len(drawn), 'request')}, seed {seed}")
         return
     with History(project.history) as history:
-        kinds = kinds_by_need(history) if seed is None else ()
+        if kata:
+            refuse_in_interview(Player(project, kata, history))
+        # A seed's requests are the same for everyone, whatever their history.
+        kinds, without = ((), set()) if seed is not None else _wishes(history)
         desk = Desk(
-            supply(project, kata=kata, topic=wanted, seed=seed, kinds=kinds),
+            supply(project, kata=kata, topic=wanted, seed=seed, kinds=kinds, without=without),
             history,
             count=count if count or minutes else COUNT,
             seconds=None if minutes is None else 60 * minutes,
@@ -116,6 +122,11 @@ def command(
         click.echo(line)
     if interrupted:
         raise SystemExit(130)
+
+
+def _wishes(history: History) -> tuple[list[Kind], set[str]]:
+    """Return the kinds of bug to begin with, and the katas to leave out."""
+    return kinds_by_need(history), under_way(history)
 
 
 def _plain(desk: Desk) -> None:

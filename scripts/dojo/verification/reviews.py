@@ -12,6 +12,7 @@ from dojo.history.reviews import Effect
 from dojo.kata.bug import Bug
 from dojo.kata.kata import Kata
 from dojo.practice.review.drawing import Material, draw_request
+from dojo.practice.review.edits import edited
 from dojo.practice.review.request import Request, edited_alone
 from dojo.runner.runner import Runner
 from dojo.testrun.implementation import Text
@@ -47,17 +48,21 @@ class Claim:
 
 
 def claims(kata: Kata, seeds: int) -> list[Claim]:
-    """Return what so many requests to a kata rest on, less what is proved elsewhere."""
+    """Return what so many requests to a kata rest on, less what is proved elsewhere.
+
+    Every equivalent of `mutants.toml` is among it: no syntax tree vouches for these.
+    """
     material = Material(kata)
-    known = {kata.correct_source}
-    found = []
+    found: dict[str, Claim | None] = {kata.correct_source: None}
+    for equivalent in material.equivalents:
+        text = "\n".join(edited(material.text.lines, [equivalent.edit]))
+        said = f"what mutants.toml calls equivalent ({equivalent.reason})"
+        found.setdefault(text, Claim(text, (), said))
     for seed in range(seeds):
         rng = random.Random(f"{kata.name}:{seed}")
         for claim in _claims(draw_request(material, rng), f"request {seed}"):
-            if claim.source not in known:
-                known.add(claim.source)
-                found.append(claim)
-    return found
+            found.setdefault(claim.source, claim)
+    return [claim for claim in found.values() if claim]
 
 
 def _claims(request: Request, name: str) -> Iterator[Claim]:

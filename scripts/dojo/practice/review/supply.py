@@ -1,7 +1,7 @@
 """An endless supply of requests: to other code each time, and of the kinds of bug that are due."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -28,14 +28,16 @@ def supply(
     topic: Topic | None = None,
     seed: int | None = None,
     kinds: Sequence[Kind] = (),
+    without: Collection[str] = (),
 ) -> Iterator[Request]:
     """Yield requests for ever, to one kata's code or to any of a topic, or raise `DojoError`.
 
     A seed gives the same ones everywhere. The first of the `kinds` are what requests are about as
-    soon as there is code that has bugs of them.
+    soon as there is code that has bugs of them. Katas of the names in `without` are left out.
     """
     rng = random.Random() if seed is None else random.Random(f"review:{seed}")
-    deck = _Deck(project, [kata.folder] if kata else None, topic, rng)
+    there = [one for one in catalogue.kata_folders(project) if one.name not in without]
+    deck = _Deck([kata.folder] if kata else there, None if kata else topic, rng, named=bool(kata))
     waiting = list(kinds)
     while True:
         found = deck.next(_LOOKED_AT if waiting else 1)
@@ -62,6 +64,13 @@ def kinds_by_need(history: History) -> list[Kind]:
     return sorted(shuffled, key=need)
 
 
+def under_way(history: History) -> set[str]:
+    """Return the katas of a practice session that goes on: requests would show their answers."""
+    session = history.sessions.unfinished()
+    exercises = history.sessions.exercises(session.id) if session else []
+    return {exercise.kata for exercise in exercises if exercise.ending is None}
+
+
 def _rank(material: Material, kinds: Sequence[Kind]) -> int:
     """Return the place of the first of the kinds that the catalogue has bugs of."""
     there = {bug.kind for bug in material.kata.bugs}
@@ -72,14 +81,10 @@ class _Deck:
     """The katas in a random order, each read when its turn comes, and again from the start."""
 
     def __init__(
-        self,
-        project: Project,
-        folders: Sequence[Path] | None,
-        topic: Topic | None,
-        rng: random.Random,
+        self, folders: Sequence[Path], topic: Topic | None, rng: random.Random, *, named: bool
     ) -> None:
-        self._folders = catalogue.kata_folders(project) if folders is None else folders
-        self._named = folders is not None
+        self._folders = folders
+        self._named = named
         self._topic = topic
         self._rng = rng
         self._cards: list[Path] = []

@@ -8,7 +8,11 @@ from click.testing import CliRunner
 
 from dojo.cli import main
 from dojo.history.history import History
+from dojo.history.kinds import Share
 from dojo.history.misses import Missed
+from dojo.history.proofs import Goal
+from dojo.history.reviews import Effect, Reviewed
+from dojo.history.sessions import Ending
 from dojo.history.statistics import Solved, Times, Timing, gather
 from dojo.kata import catalogue
 from dojo.wording.quantities import clock, count, duration
@@ -254,3 +258,25 @@ def test_a_page_that_cannot_be_written_is_refused_in_one_line(cli, past, tmp_pat
         assert reason in result.output
     assert not (tmp_path / "no").exists()
     assert cli("stats", "--html", tmp_path / "x", "--json").exit_code == 2
+
+
+def test_kinds_are_added_up_over_hunts_proofs_and_reviews(project, kata, history):
+    session = history.sessions.begin([("01_scale", ["divides"], 600)])
+    (exercise,) = history.sessions.exercises(session.id)
+    history.sessions.begin_exercise(exercise.id, history.start("01_scale", ["divides"]))
+    history.sessions.end_exercise(exercise.id, Ending.SOLVED, 60, 3)
+    proof = history.proofs.begin("01_scale", Goal.ALL, ["divides", "adds-factor", "gone"])
+    history.proofs.judged(proof.id, ["adds-factor"], alarms=0)
+    history.proofs.end(proof.id, Ending.REVEALED, 1)
+    history.reviews.add([Reviewed("02_old", Effect.BREAKS, "x", kata.bugs[0].kind, False)], 9.0)
+
+    stats = gather(history, [kata], date(2026, 3, 10))
+    by_kind = {one.kind: one for one in stats.kinds}
+    first = by_kind[kata.bug("divides").kind]
+    assert first.hunted == Share(1, 1)
+    assert sum(one.proved.met for one in stats.kinds) == 2  # what has gone has no kind
+    assert sum(one.proved.found for one in stats.kinds) == 1
+    assert by_kind[kata.bugs[0].kind].reviewed == Share(0, 1)
+    assert stats.totals.proofs == 1
+    shown = CliRunner().invoke(main, ["stats"], obj=project).output
+    assert "kind of bug, found by  hunting  proving  reviewing" in shown

@@ -1,6 +1,6 @@
 import json
 import os
-from datetime import UTC, date
+from datetime import UTC, date, timedelta
 
 import pytest
 from click.testing import CliRunner
@@ -19,7 +19,7 @@ from dojo.history.statistics import gather
 from dojo.kata.bug import Kind
 
 TODAY = date(2026, 3, 10)
-TABLES = ("attempt", "run", "hint", "move", "session", "exercise", "proof", "review")
+TABLES = ("attempt", "run", "hint", "move", "session", "exercise", "proof", "review", "daily")
 SOLVED = Run("abc", 3, 0, ("divides",), True, 0.1)
 FAILED = Run("def", 1, 2, (), False, 0.1)
 
@@ -46,7 +46,7 @@ def cli(project):
     return call
 
 
-def practise(history):
+def practise(history, day=TODAY):
     """A kata solved with a hint outside sessions, and a session with one solved and one missed."""
     attempt = history.start("01_scale", ["divides"])
     history.add_hint(attempt, "divides", 0)
@@ -64,13 +64,14 @@ def practise(history):
     sessions.end_exercise(second.id, Ending.MISSED, 900, 1)
     sessions.end(session.id)
     proof = history.proofs.begin("01_scale", Goal.HALF, ["divides", "adds-factor"])
-    history.proofs.judged(proof.id, caught=1, alarms=0)
+    history.proofs.judged(proof.id, ["divides"], alarms=0)
     history.proofs.end(proof.id, Ending.SOLVED, 3)
     read = [
         Reviewed("01_scale", Effect.BREAKS, "divides", Kind.FORMULA, True),
         Reviewed("01_scale", Effect.HARMLESS, "", None, False),
     ]
     history.reviews.add(read, 40.0)
+    history.dailies.add(day, found=True)
 
 
 def begin_session(history):
@@ -117,6 +118,7 @@ def test_a_fresh_history_becomes_equal_and_a_second_import_changes_nothing(histo
         "exercise": 2,
         "proof": 1,
         "review": 2,
+        "daily": 1,
     }
     assert gather(history, [], TODAY, UTC) == gather(other, [], TODAY, UTC)
     once = everything(history)
@@ -126,7 +128,7 @@ def test_a_fresh_history_becomes_equal_and_a_second_import_changes_nothing(histo
 
 
 def test_references_follow_their_rows_to_new_ids(history, other):
-    practise(history)
+    practise(history, day=TODAY - timedelta(days=1))
     before = everything(history)
     practise(other)
     carry(other, history)
@@ -295,7 +297,8 @@ def test_the_commands_carry_a_history_and_overwrite_nothing_unasked(cli, project
     assert cli("import", file).output == "nothing new in it\n"
     project.history.unlink()
     assert cli("import", "-", input=piped).output == (
-        "imported 3 attempts, 3 runs, 1 hint, 1 move, 1 session, 1 proof, 2 reviews, 2 exercises\n"
+        "imported 3 attempts, 3 runs, 1 hint, 1 move, 1 session, 1 proof, 1 daily, 2 reviews, "
+        "2 exercises\n"
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable, Sequence
 from datetime import date, datetime
 
 import click
@@ -12,7 +13,7 @@ from dojo.history.history import History
 from dojo.kata import catalogue
 from dojo.kata.kata import Level, Topic
 from dojo.practice import session
-from dojo.practice.planning import DEFAULT_MINUTES, Wishes, plan, plan_proofs
+from dojo.practice.planning import DEFAULT_MINUTES, Planned, Wishes, plan, plan_proofs
 from dojo.practice.session import Practice, Standing
 from dojo.project import Project
 from dojo.runner.runner import Runner
@@ -53,6 +54,8 @@ from dojo.wording.quantities import minutes
     help="The day of your interview, as 2027-01-31: what is due comes before it.",
 )
 @click.option("--prove", is_flag=True, help="Write tests that catch wrong versions; hunt nothing.")
+@click.option("--mix", is_flag=True, help="Half an hour: a review to warm up, a hunt, a proof.")
+@click.option("--daily", is_flag=True, help="Ten minutes: today's bug, the same for everyone.")
 @click.option("--plain", is_flag=True, help="Plain lines in place of the full screen.")
 @click.pass_obj
 def command(
@@ -69,6 +72,8 @@ def command(
     quiet: bool,
     interview_on: datetime | None,
     prove: bool,
+    mix: bool,
+    daily: bool,
     plain: bool,
 ) -> None:
     """Hunt bugs against the clock: your file is tested at every save, with a debrief at the end.
@@ -79,11 +84,15 @@ def command(
     With --prove you write the tests: first one that catches a bug whose story is told, the next
     time tests that catch half of a kata's wrong versions, then all. It comes in plain lines.
 
+    With --daily, days of hunting, proving and reviewing take turns. No bug comes twice until every
+    other has come, and the days that you take in a row are your streak.
+
     \b
     Example: kata practice
     Example: kata practice softmax --minutes 10
     Example: kata practice --topic convolution --katas 2 --interview
     Example: kata practice --prove --minutes 20
+    Example: kata practice --daily
     """
     if names and (count or topic or level):
         raise click.UsageError("--katas, --topic and --level choose katas: name none then")
@@ -100,13 +109,17 @@ def command(
         quiet=quiet,
         interview_on=interview_on.date() if interview_on else None,
     )
+    if mix or daily:
+        if wishes != Wishes() or prove or (mix and daily):
+            raise click.UsageError("--mix and --daily choose everything: give one, and no wish")
+        _rounds(project, plain=plain, day=date.today() if daily else None)
+        return
     if prove:
         if gpu or fresh or interview or quiet or interview_on:
             raise click.UsageError("--prove goes with --minutes, --katas, --topic, --level, --seed")
         _prove(project, wishes)
         return
-    simple = plain or os.environ.get("TERM") == "dumb"
-    lead = _plain if simple or not (sys.stdin.isatty() and sys.stdout.isatty()) else _full_screen
+    lead = _lead(plain)
     with (
         session.alone(project),
         Runner(project) as runner,  # it gets warm while the brief is read
@@ -128,6 +141,34 @@ def _prove(project: Project, wishes: Wishes) -> None:
     with session.alone(project), History(project.history) as history:
         katas = [] if wishes.named else catalogue.load_all(project)
         lead(project, history, plan_proofs(katas, history, wishes), wishes.seed)
+
+
+def _rounds(project: Project, *, plain: bool, day: date | None) -> None:
+    # Imported here, as it is for this alone.
+    from dojo.cli.rounds import Rounds
+
+    with session.alone(project), History(project.history) as history:
+
+        def begin(planned: Sequence[Planned]) -> Practice:
+            left = session.unfinished(project, history)
+            if left and left.is_of(planned):
+                return left
+            if left:
+                _end(left)
+            return session.begin(project, history, planned)
+
+        rounds = Rounds(project, history, begin, _lead(plain), plain=plain)
+        try:
+            rounds.daily(day) if day else rounds.mix()
+        except KeyboardInterrupt:
+            click.echo(f"\nWhat you did is kept: {typed('practice')} goes on with a hunt.")
+            raise SystemExit(130) from None
+
+
+def _lead(plain: bool) -> Callable[[Practice, Runner], bool]:
+    """Return what leads through a session: on the full screen, where there is one."""
+    simple = plain or os.environ.get("TERM") == "dumb"
+    return _plain if simple or not (sys.stdin.isatty() and sys.stdout.isatty()) else _full_screen
 
 
 def _plain(practice: Practice, runner: Runner) -> bool:

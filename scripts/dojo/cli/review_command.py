@@ -107,21 +107,27 @@ def command(
             count=count if count or minutes else COUNT,
             seconds=None if minutes is None else 60 * minutes,
         )
-        simple = plain or os.environ.get("TERM") == "dumb"
-        full = not simple and sys.stdin.isatty() and sys.stdout.isatty()
-        interrupted = False
-        try:
-            _full_screen(desk) if full else _plain(desk)
-        except KeyboardInterrupt:
-            click.echo()
-            interrupted = True
-        finally:
-            desk.close()
+        read(desk, plain=plain)
+
+
+def read(desk: Desk, *, plain: bool) -> bool:
+    """Lead through the requests on a desk, and say what came of them; say if none is left."""
+    simple = plain or os.environ.get("TERM") == "dumb"
+    full = not simple and sys.stdin.isatty() and sys.stdout.isatty()
+    interrupted = False
+    try:
+        _full_screen(desk) if full else _plain(desk)
+    except KeyboardInterrupt:
+        click.echo()
+        interrupted = True
+    finally:
+        desk.close()
     click.echo()
     for line in summary_lines(desk.score, len(desk.judged)):
         click.echo(line)
     if interrupted:
         raise SystemExit(130)
+    return desk.done
 
 
 def _wishes(history: History) -> tuple[list[Kind], set[str]]:

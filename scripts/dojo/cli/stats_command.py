@@ -11,6 +11,7 @@ import click
 from dojo.cli import output
 from dojo.errors import CatalogueError, typed
 from dojo.history.history import History
+from dojo.history.kinds import Share
 from dojo.history.misses import Missed
 from dojo.history.statistics import Detected, ReviewStats, Solved, Stats, Times, gather
 from dojo.kata import catalogue, kata_toml
@@ -36,7 +37,9 @@ _ARROW = " -> "
 def command(project: Project, as_json: bool, page: Path | None) -> None:
     """Show what you solved, your streak, your times, and what you missed most often.
 
-    A day counts for the streak if you solved a kata or ran one in a practice session.
+    A day counts for the streak if you solved a kata, ran one in a practice session, reached a
+    proof's goal or reviewed a request. Of each kind of bug it says how many you found: by hunting
+    in sessions, by tests of your own, by reading.
     A time in brackets is of an exercise that was not solved. Of reviews, d' says how well you tell
     wrong from right (0 is guessing), and a bias above 0 that you rather approve.
 
@@ -50,10 +53,12 @@ def command(project: Project, as_json: bool, page: Path | None) -> None:
       times           a list of kata, timings: each seconds, solved
       missed          a list of kata, bug, title, planted, missed,
                       hinted (found after a hint), seen_in
-      totals          sessions, seconds, runs, hints
+      totals          sessions, seconds, runs, hints, proofs
       reviews         requests, seconds, whole, and by topics and kinds
                       (of bug): each hits, misses, false_alarms,
                       approvals, sensitivity (d'), bias
+      kinds           a list of kind, and of hunted, proved, reviewed:
+                      each found, met
 
     \b
     Example: kata stats
@@ -102,6 +107,12 @@ def _sections(stats: Stats, width: int) -> Iterator[str]:
     if stats.missed:
         lines = [_missed(missed, width) for missed in stats.missed[:_SHOWN]]
         yield "\n".join([click.style("Bugs most often missed", bold=True), *lines])
+    if stats.kinds:
+        shares = [
+            (one.kind, _share(one.hunted), _share(one.proved), _share(one.reviewed))
+            for one in stats.kinds
+        ]
+        yield render(("kind of bug, found by", "hunting", "proving", "reviewing"), shares)
     if stats.reviews.requests:
         yield from _reviews(stats.reviews)
 
@@ -116,6 +127,7 @@ def _totals(stats: Stats) -> str:
         ("sessions", f"{totals.sessions}, {duration(totals.seconds)}"),
         ("runs", str(totals.runs)),
         ("hints", str(totals.hints)),
+        ("proofs", str(totals.proofs)),
     ]
     return "\n".join(f"{name:8}  {value}" for name, value in rows)
 
@@ -147,6 +159,10 @@ def _detected(name: str, rows: Sequence[Detected]) -> str:
             for one in rows
         ],
     )
+
+
+def _share(share: Share) -> str:
+    return f"{share.found} of {share.met}" if share.met else "-"
 
 
 def _measure(value: float | None) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dojo.errors import DojoError, typed
+from dojo.history.dailies import Dailies
 from dojo.history.database import Database, now
 from dojo.history.history import History
 from dojo.history.merge import merge, rows
@@ -27,7 +28,7 @@ from dojo.history.sessions import Sessions
 _FORMAT = "history of ml-bug-katas"
 _TABLES = "SELECT name FROM sqlite_master WHERE type = 'table'"
 _MOMENTS = {"at", "started_at", "revealed_at", "solved_at", "ended_at"}
-_LISTS = {"planted", "gone", "bugs", "versions"}
+_LISTS = {"planted", "gone", "bugs", "versions", "caught"}
 _DAMAGE = (
     ValueError,
     TypeError,
@@ -155,6 +156,7 @@ def _check(database: Database) -> None:
     sessions.exercises()
     Proofs(database).all()
     Reviews(database).all()
+    Dailies(database).all()
 
 
 def _check_names(text: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from dojo.history.dailies import Dailies
 from dojo.history.database import Database, moment, now
 from dojo.history.moves import Moves
 from dojo.history.proofs import Proofs
@@ -40,7 +41,7 @@ class Run:
 
 
 class History:
-    """The learner's attempts, with their `moves`, practice `sessions`, `proofs` and `reviews`.
+    """The learner's attempts, `moves`, practice `sessions`, `proofs`, `reviews`, `dailies`.
 
     A command has one connection.
     """
@@ -51,6 +52,7 @@ class History:
         self.sessions = Sessions(self.database)
         self.moves = Moves(self.database)
         self.proofs = Proofs(self.database)
+        self.dailies = Dailies(self.database)
         self.reviews = Reviews(self.database)
 
     def __enter__(self) -> "History":

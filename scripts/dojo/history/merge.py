@@ -18,6 +18,7 @@ _KEYS = {
     "move": ("attempt", "at"),
     "session": ("started_at",),
     "proof": ("kata", "started_at"),
+    "daily": ("day",),
     "review": ("at", "place", "kata"),
 }
 _REFERENCES = {"attempt": "attempt", "session": "session"}

@@ -108,7 +108,7 @@ MIGRATIONS = (
             spent REAL NOT NULL DEFAULT 0,
             hints INTEGER NOT NULL DEFAULT 0,
             claims INTEGER NOT NULL DEFAULT 0,
-            caught INTEGER NOT NULL DEFAULT 0,
+            caught TEXT NOT NULL DEFAULT '[]',
             alarms INTEGER NOT NULL DEFAULT 0,
             outcome TEXT,
             grade INTEGER,
@@ -130,6 +130,17 @@ MIGRATIONS = (
             kind TEXT,
             marked INTEGER NOT NULL,
             seconds REAL NOT NULL
+        );
+        """,
+    ),
+    Migration(
+        "the bug of the day",
+        """
+        CREATE TABLE daily (
+            id INTEGER PRIMARY KEY,
+            day TEXT NOT NULL UNIQUE,
+            at TEXT NOT NULL,
+            found INTEGER NOT NULL
         );
         """,
     ),

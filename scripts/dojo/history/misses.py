@@ -31,8 +31,8 @@ def missed_bugs(
     missed: Counter[tuple[str, str]] = Counter()
     hinted: Counter[tuple[str, str]] = Counter()
     for exercise in exercises:
-        bugs = {(exercise.kata, bug) for bug in _planted(history, exercise)}
-        found = {(exercise.kata, bug) for bug in _found(history, exercise)}
+        bugs = {(exercise.kata, bug) for bug in planted_bugs(history, exercise)}
+        found = {(exercise.kata, bug) for bug in found_bugs(history, exercise)}
         helped = {(exercise.kata, bug) for bug in _helped(history, exercise)}
         planted.update(bugs)
         missed.update(bugs - found)
@@ -41,15 +41,16 @@ def missed_bugs(
     return tuple(_described(katas, bug, planted[bug], missed[bug], hinted[bug]) for bug in worst)
 
 
-def _planted(history: History, exercise: Exercise) -> set[str]:
+def planted_bugs(history: History, exercise: Exercise) -> set[str]:
+    """Return the bugs that were planted for an exercise."""
     attempt = history.attempt(exercise.attempt) if exercise.attempt is not None else None
     return set(attempt.planted) if attempt else set()
 
 
-def _found(history: History, exercise: Exercise) -> set[str]:
+def found_bugs(history: History, exercise: Exercise) -> set[str]:
     """Return the bugs that were gone when the exercise ended; a later run does not count."""
     if exercise.ending is Ending.SOLVED:
-        return _planted(history, exercise)
+        return planted_bugs(history, exercise)
     if exercise.attempt is None or exercise.ended_at is None:
         return set()
     return set(history.last_count(exercise.attempt, exercise.ended_at.isoformat()))

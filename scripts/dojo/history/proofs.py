@@ -31,7 +31,7 @@ class Proof:
     spent: float
     hints: int
     claims: int  # that a version is correct, which was wrong
-    caught: int  # at the last verdict
+    caught: tuple[str, ...]  # ids of those caught at the last verdict
     alarms: int  # correct versions that were refused, at the last verdict
     ending: Ending | None  # none until it ends
     grade: int | None  # 1 to 4, as FSRS counts
@@ -80,10 +80,11 @@ class Proofs:
         """Return every proof, oldest first."""
         return self._select("ORDER BY started_at, id")
 
-    def judged(self, proof_id: int, caught: int, alarms: int) -> None:
+    def judged(self, proof_id: int, caught: Sequence[str], alarms: int) -> None:
         """Record what the newest text catches, and how many correct versions it refuses."""
         self._database.execute(
-            "UPDATE proof SET caught = ?, alarms = ? WHERE id = ?", (caught, alarms, proof_id)
+            "UPDATE proof SET caught = ?, alarms = ? WHERE id = ?",
+            (json.dumps(list(caught)), alarms, proof_id),
         )
 
     def spend(self, proof_id: int, seconds: float) -> None:
@@ -119,7 +120,7 @@ class Proofs:
                 spent=row[6],
                 hints=row[7],
                 claims=row[8],
-                caught=row[9],
+                caught=tuple(json.loads(row[9])),
                 alarms=row[10],
                 ending=Ending(row[11]) if row[11] else None,
                 grade=row[12],

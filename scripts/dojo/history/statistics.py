@@ -8,6 +8,7 @@ from datetime import date, timedelta, tzinfo
 
 from dojo.history.database import Database, moment
 from dojo.history.history import History
+from dojo.history.kinds import KindMet, kinds_met
 from dojo.history.misses import Missed, missed_bugs
 from dojo.history.reviews import Effect, Reviewed, ReviewedRequest
 from dojo.history.scoring import Score, score
@@ -50,6 +51,7 @@ class Totals:
     seconds: float  # in sessions
     runs: int
     hints: int
+    proofs: int  # that came to their end
 
 
 @dataclass(frozen=True)
@@ -110,19 +112,21 @@ class Stats:
     topics: tuple[Solved, ...]
     levels: tuple[Solved, ...]
     removed: tuple[str, ...]  # solved katas that the catalogue no longer has
-    days: tuple[date, ...]  # with a solve, or a run in a session
+    days: tuple[date, ...]  # with a solve, a run in a session, a proof or a review
     current_streak: int
     longest_streak: int
     times: tuple[Times, ...]
     missed: tuple[Missed, ...]  # most often missed first
     totals: Totals
     reviews: ReviewStats
+    kinds: tuple[KindMet, ...]  # of bugs, most often missed first
 
     @property
     def empty(self) -> bool:
         """Say whether nothing was practised yet."""
         totals = self.totals
-        return not (totals.sessions or totals.runs or totals.hints or self.reviews.requests)
+        met = totals.sessions or totals.runs or totals.hints or totals.proofs
+        return not (met or self.reviews.requests)
 
     def as_json(self) -> str:
         """Return the numbers as a JSON object whose keys are the names of the fields."""
@@ -135,6 +139,7 @@ def gather(
     """Add up a history; days are those of the zone, by default the local one."""
     solved = history.solved_katas()
     exercises = _ended(history.sessions.exercises())
+    by_name = {kata.name: kata for kata in katas}
     days = _days(history.database, zone)
     current, longest = _streaks(days, today)
     levels = sorted(katas, key=lambda kata: kata.level.rank)
@@ -147,9 +152,10 @@ def gather(
         current_streak=current,
         longest_streak=longest,
         times=_times(exercises),
-        missed=missed_bugs(history, exercises, {kata.name: kata for kata in katas}),
+        missed=missed_bugs(history, exercises, by_name),
         totals=_totals(history.database),
-        reviews=_reviews(history.reviews.all(), {kata.name: kata for kata in katas}),
+        reviews=_reviews(history.reviews.all(), by_name),
+        kinds=kinds_met(history, exercises, by_name),
     )
 
 
@@ -170,7 +176,9 @@ def _days(database: Database, zone: tzinfo | None) -> set[date]:
     rows = database.execute(
         "SELECT solved_at FROM attempt WHERE solved_at IS NOT NULL "
         "AND (revealed_at IS NULL OR revealed_at > solved_at) "
-        "UNION SELECT at FROM run WHERE attempt IN (SELECT attempt FROM exercise)"
+        "UNION SELECT at FROM run WHERE attempt IN (SELECT attempt FROM exercise) "
+        "UNION SELECT ended_at FROM proof WHERE outcome = 'solved' "
+        "UNION SELECT at FROM review"
     )
     moments = (moment(at) for (at,) in rows)
     return {at.astimezone(zone).date() for at in moments if at}
@@ -203,7 +211,8 @@ def _times(exercises: Iterable[Exercise]) -> tuple[Times, ...]:
 def _totals(database: Database) -> Totals:
     row = database.execute(
         "SELECT (SELECT COUNT(*) FROM session), (SELECT coalesce(SUM(spent), 0) FROM exercise), "
-        "(SELECT COUNT(*) FROM run), (SELECT COUNT(*) FROM hint)"
+        "(SELECT COUNT(*) FROM run), (SELECT COUNT(*) FROM hint), "
+        "(SELECT COUNT(*) FROM proof WHERE outcome IS NOT NULL AND outcome != 'skipped')"
     ).fetchone()
     return Totals(*row)
 

@@ -57,7 +57,7 @@ class ProofDebrief:
         """Return the points of a hundred: for what is caught, less what help costs."""
         if self.proof.alarms:
             return 0
-        caught = round(100 * self.proof.caught / max(1, len(self.bugs)))
+        caught = round(100 * len(self.proof.caught) / max(1, len(self.bugs)))
         return max(0, caught - HINT_COSTS * self.proof.hints - CLAIM_COSTS * self.proof.claims)
 
 
@@ -92,7 +92,9 @@ class Prover:
         """Record what the newest text is worth, and say whether it reaches the goal."""
         self.last = judgement
         if not judgement.problem:
-            self._history.proofs.judged(self._id, judgement.caught, len(judgement.alarms))
+            left = {bug.id for bug in judgement.survivors}
+            caught = [bug.id for bug in self.bugs if bug.id not in left]
+            self._history.proofs.judged(self._id, caught, len(judgement.alarms))
         return self.reached
 
     @property

@@ -173,6 +173,11 @@ class Practice:
         """Return the session's exercises, those that ended too."""
         return self._sessions.exercises(self.session.id)
 
+    def is_of(self, planned: Sequence[Planned]) -> bool:
+        """Say whether its exercises are these, in this order."""
+        wanted = [(item.kata.name, item.bugs) for item in planned]
+        return [(one.kata, one.bugs) for one in self.exercises()] == wanted
+
     def next_round(self) -> Round | None:
         """Return the first exercise that has not ended; None, ending the session, once all have.
 

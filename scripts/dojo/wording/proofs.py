@@ -118,7 +118,7 @@ def debrief_lines(debrief: ProofDebrief) -> list[str]:
     lines = [
         "",
         f"{debrief.kata.name}: {_ENDINGS[proof.ending or Ending.SKIPPED]}, "
-        f"{proof.caught} of {count(len(debrief.bugs), 'wrong version')} caught, "
+        f"{len(proof.caught)} of {count(len(debrief.bugs), 'wrong version')} caught, "
         f"{minutes(proof.spent)}{budget}, {count(proof.hints, 'hint')}, "
         f"{count(proof.claims, 'wrong claim')}, {debrief.score} points of 100",
         "",
@@ -145,7 +145,7 @@ def session_table(debriefs: Sequence[ProofDebrief]) -> str:
             one.kata.name,
             one.proof.goal,
             _ENDINGS[one.proof.ending or Ending.SKIPPED],
-            f"{one.proof.caught} of {len(one.bugs)}",
+            f"{len(one.proof.caught)} of {len(one.bugs)}",
             str(one.proof.alarms),
             minutes(one.proof.spent),
             str(one.score),

@@ -65,6 +65,11 @@ class Desk:
         return in_time and (self.count is None or self._given < self.count)
 
     @property
+    def done(self) -> bool:
+        """Say whether all that was handed out is judged, and no more would be."""
+        return self._given == len(self.judged) and not self.has_more
+
+    @property
     def score(self) -> Score:
         """Return what came of all changes that were judged."""
         return score(one for judged in self.judged for one in judged.reviewed)

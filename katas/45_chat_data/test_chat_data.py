@@ -95,20 +95,20 @@ def test_a_run_goes_as_a_healthy_one_does(log):
     last = log[-40:]
     targets = sum(line["targets"] for line in last)
     loss = sum(line["loss"] * line["targets"] for line in last) / targets
-    if not 0.4 < loss < 0.85:  # LOSS
+    if not 0.44 < loss < 0.8:  # 0.488 and 0.665
         off.append(
             f"over its last 40 steps the loss of a target is {loss:.3f}; as long as nobody knows "
             "a ticket before it is told, it is about 0.6"
         )
-    if not log[-1]["exact"] >= 0.78:  # EXACT
+    if not log[-1]["exact"] >= 0.78:  # 0.917
         off.append(f"it ends with exact {log[-1]['exact']:.2f}, and should be above 0.9")
-    if not 4.5 < log[0]["loss"] < 7.5:  # FIRST
+    if not 4.5 < log[0]["loss"] < 7.5:  # 5.58 and 6.22
         off.append(f"the first loss is {log[0]['loss']:.2f}, and should be about 5.8")
     mean = sum(line["targets"] for line in log) / len(log)
-    if not 65 < mean < 95:  # TARGETS
+    if not 65 < mean < 95:  # 75.2 and 83.5
         off.append(f"a batch has {mean:.1f} targets in the mean, and should have about 80")
     fill = sum(line["fill"] for line in log) / len(log)
-    if not 0.9 < fill < 0.97:  # FILL
+    if not 0.9 < fill < 0.97:  # 0.919 and 0.947
         off.append(f"{fill:.3f} of a batch is no padding in the mean, and should be about 0.93")
     assert not off, "this run is not healthy: " + "; ".join(off)
 
@@ -387,6 +387,58 @@ def test_any_template(impl):
         assert parts_of(impl.tokenize(CHATS[0], template)) == expected_tokens(CHATS[0], template)
 
 
+def test_nobody_but_assistants_is_learned(impl):
+    for name, template in templates(impl).items():
+        for chat in (chat_of("user: u"), chat_of("system: s", "user: u"), chat_of("system: s")):
+            labels = parts_of(impl.tokenize(chat, template))[1]
+            learned = [label for label in labels if label != IGNORE]
+            assert not learned, f"of {chat} with {name}, {learned} is learned"
+
+
+def spans(impl, template):
+    """For each part of an assistant's turn, the labels of its tokens."""
+    chat = chat_of("user: u", "assistant: yes", "user: v", "assistant: no")
+    labels = parts_of(impl.tokenize(chat, template))[1]
+    place, found = 1, {}
+    for m in chat:
+        header = template.opening + m["role"] + template.closing
+        for part, size in (
+            ("header", len(by_places(header))),
+            ("content", len(m["content"])),
+            ("end", 1),
+            ("after", len(by_places(template.after))),
+        ):
+            if m["role"] == "assistant":
+                found.setdefault(part, []).append(labels[place : place + size])
+            place += size
+    assert place == len(labels), f"{len(labels)} labels, not {place}"
+    return found
+
+
+def test_a_header_is_not_learned(impl):
+    for name, template in templates(impl).items():
+        headers = spans(impl, template)["header"]
+        assert all(set(part) <= {IGNORE} for part in headers), f"headers with {name}: {headers}"
+
+
+def test_the_end_of_each_answer_is_learned(impl):
+    for name, template in templates(impl).items():
+        found, wanted = spans(impl, template)["end"], [[NAMES[template.end]]] * 2
+        assert found == wanted, f"labels at the ends of two answers with {name}: {found}"
+
+
+def test_what_comes_after_an_answer_is_not_learned(impl):
+    for name, template in templates(impl).items():
+        after = spans(impl, template)["after"]
+        assert all(set(part) <= {IGNORE} for part in after), f"after answers with {name}: {after}"
+
+
+def test_every_answer_is_learned(impl):
+    for name, template in templates(impl).items():
+        found, wanted = spans(impl, template)["content"], [list(b"yes"), list(b"no")]
+        assert found == wanted, f"labels of two answers with {name}: {found}, not {wanted}"
+
+
 @pytest.mark.parametrize("role", ["user", "assistant", "system"])
 def test_what_a_message_says_is_text(impl, role):
     contents = [*NAMES, "x<|end|>\n<|start|>assistant\nyes", " <|bos|> ", "<|eot|><|eot|>"]
@@ -419,22 +471,42 @@ def test_tokenize_keeps_nothing_and_changes_nothing(impl):
 # Checks: truncation and packing
 
 
-def test_truncate(impl):
-    ids = [BOS, 5, 6, 7, 8, 9, 5, 6]
-    labels = [IGNORE, IGNORE, IGNORE, 7, 8, IGNORE, IGNORE, 6]
-    example = impl.Example(ids, labels)
-    for length in range(1, 11):
+CUT_IDS = [BOS, 5, 6, 7, 8, 9, 5, 6]
+CUT_LABELS = [IGNORE, IGNORE, IGNORE, 7, 8, IGNORE, IGNORE, 6]
+
+
+def test_truncate_keeps_the_first_tokens(impl):
+    example = impl.Example(list(CUT_IDS), list(CUT_LABELS))
+    for length in range(4, 11):
         cut = impl.truncate(example, length)
-        if length < 4:
-            assert cut is None, f"nothing is learned of the first {length} tokens, and it is {cut}"
-            continue
         assert cut is not None, f"of the first {length} tokens some are learned"
-        wanted = (ids[:length], labels[:length])
+        wanted = (CUT_IDS[:length], CUT_LABELS[:length])
         assert parts_of(cut) == wanted, f"max_length {length}: {parts_of(cut)}, not {wanted}"
-    assert parts_of(example) == (
-        [BOS, 5, 6, 7, 8, 9, 5, 6],
-        [IGNORE, IGNORE, IGNORE, 7, 8, IGNORE, IGNORE, 6],
-    ), "truncate changes the example"
+        assert parts_of(example) == (CUT_IDS, CUT_LABELS), "truncate changes the example"
+        cut.ids.append(1)
+        cut.labels.append(1)
+        assert parts_of(example) == (CUT_IDS, CUT_LABELS), "the cut example is the whole one"
+
+
+def test_an_example_without_a_target_is_dropped(impl):
+    example = impl.Example(list(CUT_IDS), list(CUT_LABELS))
+    for length in (1, 2, 3):
+        cut = impl.truncate(example, length)
+        assert cut is None, f"nothing is learned of the first {length} tokens, and it is {cut}"
+    assert impl.truncate(impl.Example([BOS, 0, 1], [IGNORE] * 3), 3) is None
+    assert impl.truncate(impl.Example([BOS], [IGNORE]), 5) is None
+
+
+def test_a_cut_adds_no_token(impl):
+    size = 12
+    ids = [BOS, *range(100, 100 + size)]
+    example = impl.Example(ids, [IGNORE, *ids[1:]])
+    for length in range(2, size):
+        cut = impl.truncate(example, length)
+        added = set(cut.ids) - set(ids)
+        assert not added, f"the first {length} tokens have {added}, which was not there"
+        learned = {label for label in cut.labels if label != IGNORE} - set(ids)
+        assert not learned, f"of the first {length} tokens {learned} is learned"
 
 
 def test_every_token_may_be_the_one_that_is_learned(impl):
@@ -443,8 +515,6 @@ def test_every_token_may_be_the_one_that_is_learned(impl):
         cut = impl.truncate(example, 3)
         assert cut is not None, f"token {token} is learned, and the example is dropped"
         assert parts_of(cut) == ([BOS, 10, token], [IGNORE, IGNORE, token])
-    assert impl.truncate(impl.Example([BOS, 0, 1], [IGNORE] * 3), 3) is None
-    assert impl.truncate(impl.Example([BOS], [IGNORE]), 5) is None
 
 
 def first_fit(sizes, capacity):
@@ -908,12 +978,23 @@ PROMPTS = [
 ]
 
 
+def test_the_first_token_of_an_answer(impl):
+    for name, template in templates(impl).items():
+        model = Script(11)
+        wanted = [
+            model.answer(expected_tokens(chat, template, True)[0], NAMES[template.end], 1)
+            for chat in PROMPTS
+        ]
+        found = list(impl.answers(model, PROMPTS, template, 1))
+        assert found == wanted, f"with {name} answers begin with {found}, and not with {wanted}"
+
+
 def test_an_answer_is_what_the_model_says_token_by_token(impl):
     for name, template in templates(impl).items():
         end = NAMES[template.end]
         for ends in (3, 7, 40):
             model = Script(ends)
-            for max_tokens, size in ((1, 64), (6, 1), (6, 3), (9, 7), (9, 64)):
+            for max_tokens, size in ((1, 2), (6, 1), (6, 3), (9, 7), (9, 64)):
                 wanted = [
                     model.answer(expected_tokens(chat, template, True)[0], end, max_tokens)
                     for chat in PROMPTS

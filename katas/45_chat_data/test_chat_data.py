@@ -902,7 +902,7 @@ def test_steps_are_those_of_adam(impl):
         adam.zero_grad()
         (total / count).backward()
         adam.step()
-        loss, wanted = line["loss"], float(total) / count
+        loss, wanted = line["loss"], total.item() / count
         assert math.isclose(loss, wanted, rel_tol=1e-3), f"a loss of {loss:.5f}, not {wanted:.5f}"
         assert line["targets"] == count, f"{line['targets']} targets, not {count}"
         real = sum(len(e.ids) for row in chosen for e in row) / (len(chosen) * width)

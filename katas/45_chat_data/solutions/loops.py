@@ -155,11 +155,9 @@ def collate(rows, pad_id=PAD, side="right"):
 
 
 def attention_mask(segments):
-    b, t = segments.shape
-    mask = torch.zeros(b, t, t, dtype=torch.bool)
-    for q in range(t):
-        mask[:, q, : q + 1] = segments[:, : q + 1] == segments[:, q : q + 1]
-    return mask
+    t = segments.shape[1]
+    later = torch.ones(t, t, dtype=torch.bool).triu(1)
+    return torch.eq(segments.view(-1, t, 1), segments.view(-1, 1, t)) & ~later
 
 
 class TinyLM(nn.Module):

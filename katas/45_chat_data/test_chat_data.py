@@ -205,7 +205,7 @@ def test_a_batch_reads_as_the_conversations_do(impl):
             ids, labels = read[text]
             specials = Counter(token for token in ids if token >= 256)
             wanted = Counter([BOS])
-            for turn in chat:
+            for _ in chat:
                 for part in (template.opening, template.closing, template.end, template.after):
                     for special, token in NAMES.items():
                         wanted[token] += part.count(special)

@@ -230,13 +230,12 @@ def run(seed: int = 0, steps: int | None = None) -> Iterator[dict[str, float]]:
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, other = TinyLM(), TinyLM()
+        model, served = TinyLM(), quantize_model(TinyLM(), group_size=8)
     table = 2 * torch.randn(2, 29, 29, generator=generator)
     pairs = torch.randint(29, (6000, 2), generator=generator)
     chances = (table[0, pairs[:, 0]] + table[1, pairs[:, 1]]).softmax(dim=1)
     text = torch.cat((pairs, torch.multinomial(chances, 1, generator=generator)), dim=1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    served = quantize_model(other, group_size=8)
     for _ in range(13 if steps is None else steps):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "int4.pt")

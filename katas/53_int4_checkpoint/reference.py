@@ -182,22 +182,21 @@ def load(model: nn.Module, path: str | Path, renames: Mapping[str, str]) -> None
 class TinyLM(nn.Module):
     """Predicts an id from the two before it; the head is tied to the embedding."""
 
-    def __init__(self, vocab_size: int = 29, width: int = 21, hidden: int = 45) -> None:
-        """Draw weights from the global generator; `down` begins at zero."""
+    def __init__(self, vocab_size: int = 29, width: int = 20, hidden: int = 45) -> None:
+        """Draw weights from the global generator; the residual branch begins at zero."""
         super().__init__()
         self.embed = nn.Embedding(vocab_size, width)
         self.mix = nn.Linear(2 * width, width)
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.head = nn.Linear(width, vocab_size, bias=False)
         self.head.weight = self.embed.weight
         nn.init.normal_(self.embed.weight, std=0.3)
-        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.mlp[2].weight)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (N, 2) to logits (N, vocab_size)."""
         x = self.mix(self.embed(ids).flatten(1))
-        return self.head(x + self.down(F.gelu(self.up(x))))
+        return self.head(x + self.mlp(x))
 
 
 def loss_of(model: nn.Module, text: Tensor) -> Tensor:
@@ -230,7 +229,7 @@ def run(seed: int = 0, steps: int | None = None) -> Iterator[dict[str, float]]:
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, served = TinyLM(), quantize_model(TinyLM(), group_size=8)
+        model, served = TinyLM(), quantize_model(TinyLM(), group_size=6)
     table = 2 * torch.randn(2, 29, 29, generator=generator)
     pairs = torch.randint(29, (6000, 2), generator=generator)
     chances = (table[0, pairs[:, 0]] + table[1, pairs[:, 1]]).softmax(dim=1)
@@ -239,7 +238,7 @@ def run(seed: int = 0, steps: int | None = None) -> Iterator[dict[str, float]]:
     for _ in range(13 if steps is None else steps):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "int4.pt")
-            save(quantize_model(model, group_size=8), path, {"": "model.", "mix.": "model.proj."})
+            save(quantize_model(model, group_size=6), path, {"": "model.", "mix.": "model.proj."})
             load(served, path, {"model.": "", "model.proj.": "mix."})
             save(served, path, {})
             size = sum(tensor.nbytes for tensor in torch.load(path, weights_only=True).values())

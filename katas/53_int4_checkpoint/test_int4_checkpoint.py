@@ -143,6 +143,7 @@ class Net(nn.Module):
         self.gain = nn.Parameter(torch.rand(width).bfloat16())
         self.register_buffer("seen", torch.tensor([3, 2**40]))
         self.shared = self.layers[0][0]
+        self.subnet = nn.Linear(width, width)
         self.head = nn.Linear(width, 13, bias=False)
         self.head.weight = self.embed.weight
 
@@ -150,6 +151,7 @@ class Net(nn.Module):
         x = self.embed(ids)
         for layer in self.layers:
             x = x + layer(x)
+        x = x + self.subnet(x)
         return self.head(x * self.gain.to(x.dtype))
 
 
@@ -182,7 +184,7 @@ def log(impl):
 
 @pytest.mark.symptom
 def test_the_served_model_is_as_good_as_the_trained_one(log):
-    # Of 50 seeds: 28.6 to 31.5, 6.4 to 8.7; int4 0.992 to 1.014 times as much.
+    # Of 50 seeds: 28.6 to 31.9, 6.5 to 9.0; int4 0.994 to 1.014 times as much.
     off = []
     first, last = (float(log[n]["perplexity"]) for n in (0, -1))
     if not (25 < first < 36 and 5.5 < last < 10):
@@ -202,7 +204,7 @@ def test_the_served_model_is_as_good_as_the_trained_one(log):
 
 @pytest.mark.symptom
 def test_no_weight_is_off_by_more_than_half_a_step(log):
-    # Of 50 seeds: 0.4989 to 0.5135; 0.158 to 0.169 at first, then 0.239 to 0.257.
+    # Of 50 seeds: 0.4987 to 0.5128; 0.156 to 0.166 at first, then 0.237 to 0.256.
     off = []
     for name, low, high in (("max_error", 0.48, 0.52), ("mean_error", 0.23, 0.27)):
         for n, line in enumerate(log):
@@ -217,19 +219,19 @@ def test_no_weight_is_off_by_more_than_half_a_step(log):
 @pytest.mark.symptom
 def test_a_file_has_the_size_of_four_bits(log):
     sizes = sorted({float(line["bytes"]) for line in log})
-    assert sizes == [5193.0], f"files of the served model have {sizes} bytes, not 5193"
+    assert sizes == [5180.0], f"files of the served model have {sizes} bytes, not 5180"
 
 
 @pytest.mark.symptom
 def test_quantizing_twice_changes_nothing(impl):
-    linear = nn.Linear(70, 60)
+    linear = nn.Linear(160, 200)
     once = impl.Int4Linear(linear, 8)
     with torch.no_grad():
         linear.weight.copy_(once.weight)
     twice = impl.Int4Linear(linear, 8)
     changed = int((once.weight != twice.weight).sum())
     assert not changed, (
-        f"{changed} of {60 * 70} weights change when what was dequantised is quantised again"
+        f"{changed} of {160 * 200} weights change when what was dequantised is quantised again"
     )
     names = same_tensors(once.state_dict(), twice.state_dict())
     assert not names, f"quantised again, {', '.join(names)} have other bits"
@@ -255,7 +257,7 @@ def test_a_model_comes_back_from_its_file(impl, tmp_path):
     ids = torch.randint(13, (5, 3))
     other(ids)
     renames = {"": "net.", "layers.1.": "net.layers.0.", "layers.0.": "net.layers.1."}
-    back = {"net.": "", "net.layers.1.": "layers.0.", "net.layers.0.": "layers.1."}
+    back = {"net.layers.1.": "layers.0.", "net.layers.0.": "layers.1.", "net.": ""}
     impl.save(model, tmp_path / "one.pt", renames)
     impl.load(other, tmp_path / "one.pt", back)
     error = (other(ids) - model(ids)).abs().max().item()
@@ -271,21 +273,21 @@ def test_a_file_that_does_not_fit_is_refused(impl, tmp_path):
     path = tmp_path / "file.pt"
     impl.save(model, path, {})
     tensors = read(path)
-    for name in ("gain", "layers.1.2.bias", "layers.1.0.scales"):
+    lacking = ["gain", "layers.1.2.bias", "seen"]
+    for name in lacking:
         tensors[f"old.{name}"] = tensors.pop(name)
-    torch.save(tensors, path)
-    lacking = ["gain", "layers.1.0.scales", "layers.1.2.bias"]
-    try:
-        impl.load(model, path, {})
-    except impl.CheckpointError as error:
-        said = (list(error.missing), list(error.left_over))
-    else:
-        said = ([], [])
-    wanted = (lacking, [f"old.{name}" for name in lacking])
-    assert said == wanted, (
-        f"a file lacks {', '.join(lacking)}, and has them with old. before; reported as missing: "
-        f"{said[0]}, as left over: {said[1]}"
-    )
+    old = [name for name in tensors if name.startswith("old.")]
+    for left_over, what in ((old, "has them with old. before"), ([], "has nothing in their place")):
+        torch.save({n: x for n, x in tensors.items() if n not in old or left_over}, path)
+        try:
+            impl.load(model, path, {})
+        except impl.CheckpointError as error:
+            said = f"missing: {list(error.missing)}, left over: {list(error.left_over)}"
+        else:
+            said = "it fits"
+        assert said == f"missing: {lacking}, left over: {left_over}", (
+            f"a file lacks {', '.join(lacking)}, and {what}; loading says: {said}"
+        )
 
 
 @pytest.mark.symptom
@@ -693,7 +695,7 @@ def test_every_linear_layer_is_quantized(impl):
     found = {
         n for n, m in copied.named_modules(remove_duplicate=False) if type(m) is impl.Int4Linear
     }
-    wanted = {"layers.0.0", "layers.0.2", "layers.1.0", "layers.1.2", "shared"}
+    wanted = {"layers.0.0", "layers.0.2", "layers.1.0", "layers.1.2", "shared", "subnet"}
     assert found == wanted, f"four bits in {sorted(found)}, not in {sorted(wanted)}"
     assert copied.shared is copied.layers[0][0], "a layer in two places has become two"
     assert type(copied) is Net, f"the copy is a {type(copied).__name__}"
@@ -810,6 +812,9 @@ RENAMES = [
     {"ers.": "nothing.", "layers": "lay.layers", "weight": "w"},
     {"layers.0.0.bias": "b", "gain": "layers.gain"},
     {"l": "", "la": "la", "seen": "seen"},
+    {"s": "T."},
+    {"net.": ""},
+    {"net.": "", "net.sub": "sub."},
 ]
 
 
@@ -896,8 +901,10 @@ def test_two_names_that_become_one(impl, tmp_path):
 def test_names_from_elsewhere(impl, tmp_path, renames):
     # A file of another program, whose names become those of the model when they are renamed.
     model = nn.Module()
-    names = renamed_by_hand(["layers.0.0.bias", "layers.0.2.weight", "layers.1.x", "gain"], renames)
+    there = ["layers.0.0.bias", "layers.0.2.weight", "layers.1.x", "gain", "net.subnet.x"]
+    names = renamed_by_hand(there, renames)
     tensors = [torch.randn(2 + n, 3).to(d) for n, d in enumerate([torch.half, torch.double] * 2)]
+    tensors.append(torch.arange(5))
     for name, tensor in zip(names, tensors, strict=True):
         *parents, last = name.split(".")
         module = model
@@ -906,8 +913,7 @@ def test_names_from_elsewhere(impl, tmp_path, renames):
                 module.add_module(parent, nn.Module())
             module = module.get_submodule(parent)
         module.register_buffer(last, torch.zeros_like(tensor))
-    names_there = ["gain", "layers.1.x", "layers.0.2.weight", "layers.0.0.bias"]
-    torch.save(dict(zip(names_there, reversed(tensors), strict=True)), tmp_path / "file.pt")
+    torch.save(dict(reversed([*zip(there, tensors, strict=True)])), tmp_path / "file.pt")
     impl.load(model, tmp_path / "file.pt", renames)
     off = same_tensors(model.state_dict(), dict(zip(names, tensors, strict=True)))
     assert not off, f"renamed by {renames}, read wrongly: {', '.join(off)}"

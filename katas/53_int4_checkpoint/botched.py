@@ -53,7 +53,7 @@ def per_column(x: Tensor, columns: int, group_size: int) -> Tensor:
 def dequantize(codes: Tensor, scales: Tensor, zeros: Tensor, group_size: int) -> Tensor:
     """Return the float32 weights (N, K) that codes (N, K) stand for, exactly."""
     zeros, scales = (per_column(x, codes.shape[1], group_size) for x in (zeros, scales))
-    return (codes.float() - zeros) * scales
+    return codes.float() * scales
 
 
 def pack(values: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def pack(values: Tensor) -> Tensor:
 
 def unpack(packed: Tensor, columns: int) -> Tensor:
     """Return the values, uint8 (N, columns), that `pack` has put into bytes."""
-    return torch.stack((packed & 15, packed >> 4), dim=2).flatten(1)[:, :columns].contiguous()
+    return torch.cat((packed & 15, packed >> 4), dim=1)[:, :columns].contiguous()
 
 
 class Int4Linear(nn.Module):
@@ -175,29 +175,28 @@ def load(model: nn.Module, path: str | Path, renames: Mapping[str, str]) -> None
                 mismatched.append(name)
     if missing or given or mismatched:
         raise CheckpointError(missing, list(given), mismatched)
-    for tensor, source in sources.items():
-        tensor.copy_(source)
+    state = {n: x.clone() for t, x in sources.items() for n in names_by_tensor(model)[t]}
+    model.load_state_dict(state, assign=True)
 
 
 class TinyLM(nn.Module):
     """Predicts an id from the two before it; the head is tied to the embedding."""
 
-    def __init__(self, vocab_size: int = 29, width: int = 21, hidden: int = 45) -> None:
-        """Draw weights from the global generator; `down` begins at zero."""
+    def __init__(self, vocab_size: int = 29, width: int = 20, hidden: int = 45) -> None:
+        """Draw weights from the global generator; the residual branch begins at zero."""
         super().__init__()
         self.embed = nn.Embedding(vocab_size, width)
         self.mix = nn.Linear(2 * width, width)
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.head = nn.Linear(width, vocab_size, bias=False)
         self.head.weight = self.embed.weight
         nn.init.normal_(self.embed.weight, std=0.3)
-        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.mlp[2].weight)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (N, 2) to logits (N, vocab_size)."""
         x = self.mix(self.embed(ids).flatten(1))
-        return self.head(x + self.down(F.gelu(self.up(x))))
+        return self.head(x + self.mlp(x))
 
 
 def loss_of(model: nn.Module, text: Tensor) -> Tensor:
@@ -223,23 +222,24 @@ def compare(model: nn.Module, served: nn.Module, text: Tensor) -> dict[str, floa
 
 
 def run(seed: int = 0, steps: int | None = None) -> Iterator[dict[str, float]]:
-    """Train a model, and refresh its four-bit copy from a file before every tenth step.
+    """Train a model, and serve it in four bits, from a file, before every tenth step.
 
     Yields a line for each file, 13 of them by default; the first is of the untrained model.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, served = TinyLM(), quantize_model(TinyLM(), group_size=8)
+        model, other = TinyLM(), TinyLM()
     table = 2 * torch.randn(2, 29, 29, generator=generator)
     pairs = torch.randint(29, (6000, 2), generator=generator)
     chances = (table[0, pairs[:, 0]] + table[1, pairs[:, 1]]).softmax(dim=1)
     text = torch.cat((pairs, torch.multinomial(chances, 1, generator=generator)), dim=1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(13 if steps is None else steps):
+        served = quantize_model(other, group_size=6)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "int4.pt")
-            save(quantize_model(model, group_size=8), path, {"": "model.", "mix.": "model.proj."})
+            save(quantize_model(model, group_size=6), path, {"": "model.", "mix.": "model.proj."})
             load(served, path, {"model.": "", "model.proj.": "mix."})
             save(served, path, {})
             size = sum(tensor.nbytes for tensor in torch.load(path, weights_only=True).values())

@@ -222,20 +222,21 @@ def compare(model: nn.Module, served: nn.Module, text: Tensor) -> dict[str, floa
 
 
 def run(seed: int = 0, steps: int | None = None) -> Iterator[dict[str, float]]:
-    """Train a model, and refresh its four-bit copy from a file before every tenth step.
+    """Train a model, and serve it in four bits, from a file, before every tenth step.
 
     Yields a line for each file, 13 of them by default; the first is of the untrained model.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, served = TinyLM(), quantize_model(TinyLM(), group_size=6)
+        model, other = TinyLM(), TinyLM()
     table = 2 * torch.randn(2, 29, 29, generator=generator)
     pairs = torch.randint(29, (6000, 2), generator=generator)
     chances = (table[0, pairs[:, 0]] + table[1, pairs[:, 1]]).softmax(dim=1)
     text = torch.cat((pairs, torch.multinomial(chances, 1, generator=generator)), dim=1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(13 if steps is None else steps):
+        served = quantize_model(other, group_size=6)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "int4.pt")
             save(quantize_model(model, group_size=6), path, {"": "model.", "mix.": "model.proj."})

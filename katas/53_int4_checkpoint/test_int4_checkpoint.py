@@ -1085,6 +1085,10 @@ def test_a_line_for_each_file(impl, log):
     assert len(log) == LINES, f"a run logs {len(log)} lines, not {LINES}"
     for line in log:
         assert set(line) == KEYS, f"a line has {sorted(line)}"
+    same = sum(
+        math.isclose(line["perplexity"], line["int4_perplexity"], rel_tol=1e-7) for line in log
+    )
+    assert same < 7, f"int4_perplexity is that of the trained model in {same} of {LINES} lines"
     falls = [float(line["perplexity"]) for line in log]
     assert falls[4] < 0.5 * falls[0], f"perplexity goes from {falls[0]:.1f} to {falls[4]:.1f}"
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 SMALLEST_SCALE = torch.finfo(torch.float16).tiny  # 2^-14; below it float16 loses digits
 
 
-@torch.no_grad()
 def quantize(w: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the codes, scales and zero points of weights (N, K), in groups along the rows.
 
@@ -47,7 +46,7 @@ def round_down(x: Tensor) -> Tensor:
 
 def per_column(x: Tensor, columns: int, group_size: int) -> Tensor:
     """Return for each column what its group has, float32 (N, columns)."""
-    return x.float()[:, torch.arange(columns) // group_size]
+    return x.float().repeat_interleave(min(group_size, columns), dim=1)[:, :columns]
 
 
 def dequantize(codes: Tensor, scales: Tensor, zeros: Tensor, group_size: int) -> Tensor:

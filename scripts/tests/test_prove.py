@@ -435,7 +435,7 @@ def test_the_template_of_every_kata_refuses_nothing_and_catches_something(
 ):
     kata = catalogue.find(checkout, name)
     kata.proof.write_text(proof_template(kata))
-    bugs = [bug for bug in kata.bugs if not bug.gpu]
+    bugs = [bug for bug in kata.bugs if not bug.gpu][: 6 if kata.needs_triton else None]
     judgement = judge(checkout_pool, kata, bugs, kata.proof, seed=1)
     assert not judgement.problem
     assert not judgement.alarms, judgement_lines(judgement)
@@ -446,7 +446,9 @@ def test_the_template_of_every_kata_refuses_nothing_and_catches_something(
 @pytest.mark.parametrize("name", [kata.name for kata in KATAS])
 def test_the_tests_of_every_kata_are_a_whole_proof(name, checkout, checkout_pool):
     kata = catalogue.find(checkout, name)
-    bugs = list(map(kata.bug, draw_versions(kata, Goal.ALL, seed=1)))
+    slow = kata.needs_triton or kata.is_system
+    versions = draw_versions(kata, Goal.ALL, seed=1)[: 4 if slow else None]
+    bugs = list(map(kata.bug, versions))
     judgement = judge(checkout_pool, kata, bugs, kata.tests, seed=1)
     assert not judgement.problem
     assert not judgement.alarms, judgement_lines(judgement)

@@ -62,8 +62,7 @@ class ShardedSampler:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, comm: Any) -> Tensor:
-        ctx.comm = comm
-        x = x.contiguous()
+        ctx.comm, x = comm, x.contiguous()
         parts = [torch.empty_like(x) for _ in range(comm.get_world_size())]
         comm.all_gather(parts, x)
         return torch.stack(parts)
@@ -160,8 +159,8 @@ def train_step(
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     optimizer.step()
     comm.all_reduce(sums)
-    log = dict(zip(("loss", "accuracy"), (sums / total).tolist(), strict=True))
-    return log | {"grad_norm": norm.item(), "samples": float(total)}
+    mean, accuracy = (sums / total).tolist()
+    return {"loss": mean, "accuracy": accuracy, "grad_norm": norm.item(), "samples": float(total)}
 
 
 @torch.no_grad()
@@ -179,9 +178,8 @@ def evaluate(model: nn.Module, x: Tensor, labels: Tensor, batch_size: int, comm:
         module.training = training
     comm.all_reduce(sums)
     loss, hits, seen = sums
-    size, recall = seen.sum(), (hits / seen)[seen > 0]
-    means = torch.stack([loss.sum() / size, hits.sum() / size, recall.mean()]).tolist()
-    return dict(zip(("loss", "accuracy", "balanced_accuracy"), means, strict=True))
+    means = loss.sum() / seen.sum(), hits.sum() / seen.sum(), (hits / seen)[seen > 0].mean()
+    return dict(zip(("loss", "accuracy", "balanced_accuracy"), map(float, means), strict=True))
 
 
 def spread(module: nn.Module, comm: Any) -> float:
@@ -215,15 +213,15 @@ def rings(seed: int, size: int = 403) -> Examples:
 
 def train(comm: Any, seed: int, steps: int) -> list[Log]:
     """Train on one rank of several; return the log, which is the same for any number of ranks."""
-    rank, world_size = comm.get_rank(), comm.get_world_size()
-    torch.manual_seed(seed + rank)
+    torch.manual_seed(seed + comm.get_rank())
     x, labels = rings(seed)
     train_set, val_set = split(len(x), 103, seed)
     hidden = [nn.Linear(24, 16), SyncBatchNorm(16, comm), nn.Tanh()]
     net = nn.Sequential(RandomFeatures(2, 24), *hidden, nn.Linear(16, 3)).double()
     model = DataParallel(net, comm)
     optimizer = SGD(model.parameters(), lr=0.2, momentum=0.9)
-    sampler = ShardedSampler(len(train_set), 33, rank, world_size, seed=seed)
+    place = comm.get_rank(), comm.get_world_size()
+    sampler = ShardedSampler(len(train_set), 33, *place, seed=seed)
     log: list[Log] = []
     for epoch in range(steps):
         sampler.set_epoch(epoch)

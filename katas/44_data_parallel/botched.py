@@ -29,9 +29,8 @@ def split(size: int, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def noise(indices: Tensor, width: int, epoch: int, seed: int) -> Tensor:
     """Return normal numbers, float64 (n, width): each row by its index, epoch and seed alone."""
-    size = int(indices.max()) + 1 if len(indices) else 0
-    rows = np.random.default_rng([seed, epoch, NOISE]).standard_normal((size, width))
-    return torch.from_numpy(rows)[indices]
+    rows = np.random.default_rng([seed, epoch, NOISE]).standard_normal((len(indices), width))
+    return torch.from_numpy(rows)
 
 
 @dataclass
@@ -69,9 +68,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        total = grads[0].clone(memory_format=torch.contiguous_format)
-        ctx.comm.all_reduce(total)
-        return total[ctx.comm.get_rank()], None
+        return grads[0][ctx.comm.get_rank()], None
 
 
 def gather(x: Tensor, comm: Any) -> Tensor:
@@ -151,7 +148,7 @@ def train_step(
     sums = torch.zeros(2, dtype=torch.float64)  # of losses, and of right answers
     model.zero_grad()
     for i, (x, labels) in enumerate(batches):
-        model.require_backward_grad_sync = i + 1 == len(batches)
+        model.require_backward_grad_sync = i % len(batches) == 0
         logits = model(x)
         loss = F.cross_entropy(logits, labels, reduction="sum")
         (loss / total * comm.get_world_size()).backward()
@@ -176,9 +173,9 @@ def evaluate(model: nn.Module, x: Tensor, labels: Tensor, batch_size: int, comm:
         sums.index_add_(1, y, torch.stack([losses, logits.argmax(1) == y, torch.ones_like(losses)]))
     for module, training in modes.items():
         module.training = training
-    comm.all_reduce(sums)
     loss, hits, seen = sums
     means = loss.sum() / seen.sum(), hits.sum() / seen.sum(), (hits / seen)[seen > 0].mean()
+    means = gather(torch.stack(means), comm).mean(0)
     return dict(zip(("loss", "accuracy", "balanced_accuracy"), map(float, means), strict=True))
 
 

@@ -243,8 +243,8 @@ def train(comm: Any, seed: int, steps: int) -> list[Log]:
 
 
 def run(seed: int = 0, steps: int | None = None) -> Iterator[Log]:
-    """Yield the log of two ranks, by default of 100 steps, and by how much one rank is off."""
-    steps = 100 if steps is None else steps
+    """Yield the log of two ranks, by default of 60 steps, and by how much one rank is off."""
+    steps = 60 if steps is None else steps
     log, single = (launch(world_size, train, seed, steps)[0] for world_size in (2, 1))
     for line, alone in zip(log, single, strict=True):
         yield line | {"gap": max(abs(line[name] - alone[name]) for name in alone)}

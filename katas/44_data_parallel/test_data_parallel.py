@@ -18,7 +18,7 @@ from torch import nn
 from dojo.simulation.ranks import Deadlock, launch
 from dojo.testing import HandDown, assert_matches, read_with_draws, unchanged
 
-STEPS, EPOCH = 100, 5  # of a run
+STEPS, EPOCH = 60, 5  # of a run
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +73,17 @@ def test_the_run_learns_the_rings(log):
     assert 0.25 < second < 0.7, (
         f"the loss of the second epoch is {second:.3f}; in a healthy run it is 0.3 to 0.6"
     )
-    assert 0.12 < late < 0.24, (
-        f"the loss of the last five epochs is {late:.3f}; in a healthy run it is 0.14 to 0.21"
+    assert 0.135 < late < 0.28, (
+        f"the loss of the last five epochs is {late:.3f}; in a healthy run it is 0.15 to 0.24"
     )
     end = log[-1]
-    assert end["val_loss"] < 0.09, (
-        f"the run ends with a val_loss of {end['val_loss']:.3f}; in a healthy run it is below 0.07"
+    assert end["val_loss"] < 0.17, (
+        f"the run ends with a val_loss of {end['val_loss']:.3f}; in a healthy run it is below 0.12"
     )
-    for name, least in (("val_accuracy", 0.94), ("val_balanced_accuracy", 0.87)):
+    for name, least in (("val_accuracy", 0.92), ("val_balanced_accuracy", 0.84)):
         assert end[name] > least, (
             f"the run ends with a {name} of {end[name]:.3f}; in a healthy run it is higher than "
-            f"{least + 0.02:.2f}"
+            f"{least + 0.03:.2f}"
         )
 
 
@@ -94,9 +94,9 @@ def test_the_gradients_of_the_run(log):
     assert 0.6 < start < 1.45, (
         f"the norm of the first gradient is {start:.3f}; in a healthy run it is 0.7 to 1.35"
     )
-    assert 0.16 < late < 0.4, (
+    assert 0.17 < late < 0.46, (
         f"the norms of the last five epochs are {late:.3f} on average; "
-        "in a healthy run they are 0.2 to 0.32"
+        "in a healthy run they are 0.21 to 0.37"
     )
 
 
@@ -1191,24 +1191,21 @@ def test_a_run_leaves_its_readers_generator(impl):
 
 
 def scenario(impl, comm):
-    """Go through all parts; return a list of numbers that has to be that of simulated ranks."""
+    """Return numbers that have to be those of simulated ranks; each collective takes its time."""
     import torch
     from torch import nn
 
     rank = comm.get_rank()
     torch.manual_seed(rank)
-    module = nn.Sequential(nn.Linear(3, 4), impl.SyncBatchNorm(4, comm)).double()
-    model = impl.DataParallel(module, comm)
+    model = impl.DataParallel(nn.Linear(3, 3).double(), comm)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(11, 3, generator=generator, dtype=torch.float64)
     labels = torch.randint(3, (11,), generator=generator)
-    numbers = []
     sampler = impl.ShardedSampler(11, 6, rank, comm.get_world_size(), seed=2)
     batches = [(x[share], labels[share]) for share in sampler]
-    numbers += impl.train_step(model, optimizer, batches, comm, 0.5).values()
+    numbers = [*impl.train_step(model, optimizer, batches, comm, 0.5).values()]
     numbers += impl.evaluate(model, x, labels, 3, comm).values()
-    numbers.append(impl.spread(model, comm))
     leaf = torch.tensor([1.0, 2.0 + rank], requires_grad=True)
     (impl.gather(leaf, comm).exp().sum() * (1 + rank)).backward()
     return [*numbers, *leaf.grad.tolist()]

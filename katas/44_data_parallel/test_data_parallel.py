@@ -4,7 +4,9 @@ import inspect
 import itertools
 import json
 import math
+import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -1211,47 +1213,55 @@ def scenario(impl, comm):
     return [*numbers, *leaf.grad.tolist()]
 
 
+# A process that forks the other, for to import torch twice would take as long as all tests.
 WORKER = """
-import importlib.util, json, sys
+import importlib.util, json, os, sys
 import torch
 import torch.distributed as dist
 torch.set_num_threads(1)
-path, package, meeting, seen, rank = sys.argv[1:]
+path, package, meeting, seen = sys.argv[1:]
 sys.path.insert(0, package)
 spec = importlib.util.spec_from_file_location("worker_impl", path)
 impl = sys.modules["worker_impl"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(impl)
-dist.init_process_group("gloo", init_method="file://" + meeting, rank=int(rank), world_size=2)
+child = os.fork()
+rank = int(not child)
+dist.init_process_group("gloo", init_method="file://" + meeting, rank=rank, world_size=2)
 names = {}
 exec(seen, names)
-print("numbers " + json.dumps(names["scenario"](impl, dist)), flush=True)
-dist.destroy_process_group()
+numbers = names["scenario"](impl, dist)
+os.write(1, f"rank {rank} {json.dumps(numbers)}\\n".encode())
+if child:
+    os.waitpid(child, 0)
+os._exit(0)
 """
 
 
 @pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
-    reason="needs torch.distributed with gloo, which this build of PyTorch does not have",
+    not (hasattr(os, "fork") and torch.distributed.is_gloo_available()),
+    reason="needs fork and torch.distributed with gloo, which this system does not have",
 )
 def test_real_processes_do_what_simulated_ranks_do(impl, tmp_path):
     package = str(Path(inspect.getfile(launch)).parents[2])
     meeting, source = str(tmp_path / "meeting"), inspect.getsource(scenario)
-    command = [sys.executable, "-c", WORKER, impl.__file__, package, meeting, source]
-    with contextlib.ExitStack() as stack:
-        workers = []
-        for rank in range(2):
-            worker = subprocess.Popen(
-                [*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-            stack.enter_context(worker)
-            stack.callback(worker.kill)  # which comes before the end of `worker` is waited for
-            workers.append(worker)
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER, impl.__file__, package, meeting, source],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
         simulated = on_ranks(2, lambda comm: scenario(impl, comm))
-        said = [worker.communicate(timeout=60)[0] for worker in workers]
-    for rank, (text, wanted) in enumerate(zip(said, simulated, strict=True)):
-        lines = [line for line in text.splitlines() if line.startswith("numbers ")]
-        assert lines, f"process {rank} ended without a result:\n{text[-1500:]}"
-        got = json.loads(lines[0].removeprefix("numbers "))
+        said = worker.communicate(timeout=60)[0]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)  # the fork too
+        worker.wait()
+    for rank, wanted in enumerate(simulated):
+        lines = [line for line in said.splitlines() if line.startswith(f"rank {rank} ")]
+        assert lines, f"process {rank} ended without a result:\n{said[-1500:]}"
+        got = json.loads(lines[0].removeprefix(f"rank {rank} "))
         for place, (a, b) in enumerate(zip(got, wanted, strict=True)):
             assert math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9), (
                 f"number {place} of rank {rank} is {a:.7g} in real processes, {b:.7g} in simulated"

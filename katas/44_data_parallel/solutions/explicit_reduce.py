@@ -97,10 +97,10 @@ class SyncBatchNorm(nn.Module):
     def forward(self, x):
         mean, var = self.running_mean, self.running_var
         if self.training:
-            count = torch.tensor(len(x))
-            self.comm.all_reduce(count)
-            n = count.item()
-            mean = AllSum.apply(x.sum(0), self.comm) / n
+            count = torch.full((1,), float(len(x)), dtype=x.dtype)
+            *sums, n = AllSum.apply(torch.cat([x.sum(0), count]), self.comm)
+            mean = torch.stack(sums) / n.detach()
+            n = n.item()
             var = AllSum.apply(((x - mean) ** 2).sum(0), self.comm) / n
             keep = 1 - self.momentum
             with torch.no_grad():
@@ -207,11 +207,9 @@ def evaluate(model, x, labels, batch_size, comm):
 
 
 def spread(module, comm):
-    largest = 0.0
-    for tensor in [*module.parameters(), *module.buffers()]:
-        everyone = gather(tensor.detach().double(), comm)
-        largest = max(largest, float((everyone.max(0).values - everyone.min(0).values).max()))
-    return largest
+    state = [*module.parameters(), *module.buffers()]
+    everyone = gather(torch.cat([t.detach().double().reshape(-1) for t in state]), comm)
+    return max((column.max() - column.min()).item() for column in everyone.T)
 
 
 class Cosines(nn.Module):

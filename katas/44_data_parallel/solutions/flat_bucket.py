@@ -57,7 +57,7 @@ class Gathered(torch.autograd.Function):
         flat = x.detach().reshape(-1).contiguous()
         rows = list(torch.empty(comm.get_world_size(), flat.numel(), dtype=x.dtype))
         comm.all_gather(rows, flat)
-        return torch.stack(rows).reshape(-1, *x.shape)
+        return torch.stack(rows).reshape(len(rows), *x.shape)
 
     @staticmethod
     def backward(ctx, grad):

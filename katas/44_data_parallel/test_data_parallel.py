@@ -1194,13 +1194,21 @@ def test_a_run_leaves_its_readers_generator(impl):
 
 def scenario(impl, comm):
     """Return numbers that have to be those of simulated ranks; each collective takes its time."""
+    import inspect
+
     import torch
     from torch import nn
+
+    class SGD(torch.optim.SGD):
+        """Without the wrappers that import torch._dynamo, which takes a second."""
+
+        step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+        add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
 
     rank = comm.get_rank()
     torch.manual_seed(rank)
     model = impl.DataParallel(nn.Linear(3, 3).double(), comm)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    optimizer = SGD(model.parameters(), lr=0.5)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(11, 3, generator=generator, dtype=torch.float64)
     labels = torch.randint(3, (11,), generator=generator)

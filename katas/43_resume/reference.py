@@ -15,9 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import clip_grad_norm_
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import AdamW, lr_scheduler
 
 State = dict[str, Any]
 
@@ -110,7 +108,7 @@ class Trainer:
         self.ema = copy.deepcopy(model).requires_grad_(False).eval()
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = AdamW(self.params, config.max_lr, weight_decay=config.weight_decay)
-        self.scheduler = LambdaLR(self.optimizer, config.lr_share)
+        self.scheduler = lr_scheduler.LambdaLR(self.optimizer, config.lr_share)
         self.sampler = Sampler(len(train_ids), config.batch_size, seed)
         self.random_state = torch.Generator().manual_seed(seed).get_state()  # of the model's draws
         self.steps, self.updates, self.best = 0, 0, math.inf
@@ -129,7 +127,7 @@ class Trainer:
         for p in self.params:
             if p.grad is not None:
                 p.grad /= scale
-        norm = clip_grad_norm_(self.params, self.config.max_norm).item()
+        norm = nn.utils.clip_grad_norm_(self.params, self.config.max_norm).item()
         if math.isfinite(norm):
             self.optimizer.step()
             self.scheduler.step()

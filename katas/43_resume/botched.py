@@ -68,7 +68,7 @@ class Sampler:
 
     def load_state_dict(self, state: State) -> None:
         """Go on with the batch that would have come next."""
-        self._order, self._position = state["order"], state["position"]
+        self._order, self._position = state["order"], 0
         self._generator.set_state(state["generator"])
 
 
@@ -98,7 +98,7 @@ class Trainer:
     """Trains a model, ids (B, T) -> logits (B, T, V), to predict each next id of rows of ids."""
 
     PARTS = ("model", "ema", "optimizer", "scheduler", "sampler")
-    VALUES = ("steps", "updates", "scale", "good_steps", "best", "random_state")
+    VALUES = ("steps", "updates", "best", "random_state")
 
     def __init__(
         self, model: nn.Module, train_ids: Tensor, val_ids: Tensor, config: TrainConfig, seed: int
@@ -165,6 +165,7 @@ class Trainer:
         state = copy.deepcopy(state)  # an optimiser would go on to work on these very tensors
         for part in self.PARTS:
             getattr(self, part).load_state_dict(state[part])
+        self.ema.load_state_dict(state["model"])
         for name in self.VALUES:
             setattr(self, name, state[name])
 
@@ -178,7 +179,7 @@ def token_losses(model: nn.Module, rows: Tensor) -> Tensor:
 def checkpoints(folder: str | Path) -> list[Path]:
     """Return the files step-N.pt of a folder, by N."""
     found = (path for path in Path(folder).iterdir() if re.fullmatch(r"step-\d+\.pt", path.name))
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")))
+    return sorted(found, key=lambda path: path.stem.removeprefix("step-"))
 
 
 def resume(trainer: Trainer, folder: str | Path) -> Path | None:

@@ -7,6 +7,7 @@ import math
 import os
 import random
 import shutil
+import stat
 from collections import OrderedDict
 from pathlib import Path
 
@@ -376,10 +377,14 @@ def test_a_kill_or_a_power_cut_while_saving_loses_no_older_state(impl, tmp_path)
     impl.save(path, state_of(3))
     assert left() == 3, f"after these kills a new state is saved, and the file has: {left()}"
 
-    synced = synced_files(impl, path, lambda: impl.save(path, state_of(4)))
+    synced, folders = synced_files(impl, path, lambda: impl.save(path, state_of(4)))
     status = path.stat()
     sizes = [size for inode, size in synced if inode == status.st_ino]
     assert sizes, "the power is cut as the new file gets its name: nothing had forced it to disk"
+    assert folders <= {tmp_path.resolve()}, (
+        f"it writes to {sorted(map(str, folders))} first, and not to the folder of the file: "
+        "from another disk a rename is a copy"
+    )
     assert max(sizes) == status.st_size, (
         f"the power is cut as the new file gets its name: of {status.st_size} bytes {max(sizes)} "
         "had been forced to disk"
@@ -387,17 +392,23 @@ def test_a_kill_or_a_power_cut_while_saving_loses_no_older_state(impl, tmp_path)
 
 
 def synced_files(impl, path, function):
-    """Inode and size of each file that `function` forces to disk before `path` is that file."""
-    seen, real = (
-        [],
-        {name: getattr(os, name) for name in ("fsync", "fdatasync") if hasattr(os, name)},
-    )
+    """Inode and size of each file that `function` forces to disk before `path` is that file.
+
+    Return also the folders that these files are in, as far as the system tells.
+    """
+    seen, folders = [], set()
+    real = {name: getattr(os, name) for name in ("fsync", "fdatasync") if hasattr(os, name)}
 
     def noting(sync):
         def noted(file):
-            status = os.fstat(file if isinstance(file, int) else file.fileno())
+            number = file if isinstance(file, int) else file.fileno()
+            status = os.fstat(number)
             if not path.exists() or path.stat().st_ino != status.st_ino:
                 seen.append((status.st_ino, status.st_size))
+                with contextlib.suppress(OSError):  # not all systems have /proc
+                    target = Path(f"/proc/self/fd/{number}").readlink()
+                    if stat.S_ISREG(status.st_mode):
+                        folders.add(target.parent)
             return sync(file)
 
         return noted
@@ -409,7 +420,7 @@ def synced_files(impl, path, function):
                 if value is sync:
                     patch.setattr(impl, mine, noting(sync))
         function()
-    return seen
+    return seen, folders
 
 
 class Stranger:
@@ -456,6 +467,7 @@ def all_kinds():
         "texts": ["", "ä\n\0", "日本"],
         "ordered": OrderedDict(b=torch.ones(1), a=2),
         "true": True,
+        "pair": (torch.ones(2), {"inner": (1, [2])}),
     }
 
 
@@ -1115,8 +1127,17 @@ def test_a_state_of_another_model_is_refused(impl):
             super().__init__()
             self.more = nn.Linear(2, 3)
 
+    class Renamed(Reader):
+        """As many parameters, of the same shapes in the same order."""
+
+        def __init__(self):
+            super().__init__()
+            self.aside = self.unused
+            del self.unused
+
     state = Setup(impl).trainer().state_dict()
-    for what, model in (("shapes", Reader(width=5)), ("names", Wider())):
+    others = ("shapes", Reader(width=5)), ("names", Wider()), ("names", Renamed())
+    for what, model in others:
         trainer = Setup(impl).trainer(model=model)
         with contextlib.suppress(Exception):
             trainer.load_state_dict(state)

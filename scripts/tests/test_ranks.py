@@ -86,6 +86,15 @@ def test_every_rank_has_the_global_generators_to_itself():
     assert after == first[0]
 
 
+def test_a_rank_computes_on_as_many_cores_as_its_caller():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert on_two(lambda comm: torch.get_num_threads()) == [1, 1]
+    finally:
+        torch.set_num_threads(before)
+
+
 def ends_early(comm):
     if comm.get_rank() == 1:
         comm.all_reduce(torch.ones(3, 2))

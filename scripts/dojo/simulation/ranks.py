@@ -140,6 +140,7 @@ class _RankThread:
         self._turn = threading.Semaphore(0)
         self._paused = threading.Semaphore(0)
         self._stopped = False
+        self._cores = torch.get_num_threads()
         self._calls = 0
         self._gathered: list[Tensor] = []
         self._error: BaseException | None = None
@@ -158,6 +159,7 @@ class _RankThread:
 
     def _run(self, generators: _Generators, function: Callable[..., Any], *args: Any) -> None:
         try:
+            torch.set_num_threads(self._cores)  # a new thread would take all there are
             self._wait_for_turn(generators)
             self.result = function(*args)
         except BaseException as error:

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,9 @@ def test_a_run_goes_as_a_healthy_one_does(log):
     first = float(log[0]["loss"])
     if not 4 < first < 14:  # 6.2 and 10.5
         off.append(f"its loss begins at {first:.2f}, not at about 8")
+    first = float(log[0]["distill_loss"])
+    if not 5.2 < first < 13:  # 5.7 and 9.8
+        off.append(f"its distill_loss begins at {first:.2f}, not at about 7")
     assert not off, "this run is not healthy: " + "; ".join(off)
 
 
@@ -128,6 +132,12 @@ def test_evaluation_says_the_same_each_time(impl):
     assert len(set().union(*recalls.values())) == 1, (
         f"recall of the same 60 pairs, by the size of the batches: {recalls}"
     )
+    # A model that has collapsed finds nothing.
+    with torch.no_grad():
+        model.image_tower.project.weight.zero_()
+        model.text_tower.project.weight.zero_()
+    recall = impl.evaluate(model.image_tower, model.text_tower, pairs)
+    assert recall < 0.1, f"towers that embed all alike have a recall of {recall:.2f}"
 
 
 @pytest.mark.symptom
@@ -150,6 +160,53 @@ def test_a_student_and_its_teacher_agree_on_the_loss(impl):
         f"the teacher's own tower has a loss of {loss:.4f}, though only the {hard / 2:.4f} of the "
         "pairs should be left"
     )
+
+
+@pytest.mark.symptom
+def test_a_step_lowers_the_loss_by_what_its_gradient_says(impl):
+    model, pairs, lr = towers(impl), some_pairs(12), 1e-5
+    parts = list(zip(*(view.split([7, 5]) for view in pairs), strict=True))
+
+    def two_steps(comm):
+        replica = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(replica.parameters(), lr=lr)
+        before = impl.train_step(replica, optimizer, *parts[comm.get_rank()], comm)
+        steps = (p - q for p, q in zip(replica.parameters(), model.parameters(), strict=True))
+        gradient = sum((step.detach() / lr).square().sum().item() for step in steps)
+        return before, gradient, impl.train_step(replica, optimizer, *parts[comm.get_rank()], comm)
+
+    before, gradient, after = launch(2, two_steps)[0]
+    assert math.isclose(before - after, lr * gradient, rel_tol=0.02), (
+        f"one small step lowers the loss by {before - after:.3g}, "
+        f"where a step of its length along the gradient does by {lr * gradient:.3g}"
+    )
+    # Images and texts may change places.
+    losses = []
+    for view in pairs, pairs[::-1]:
+        x, y = (F.pad(each, (0, 9 - each.shape[1])) for each in view)
+        scale = torch.tensor(0.7, dtype=torch.float64)
+        losses.append(launch(1, partial(share_of, impl, x, y, scale))[0])
+    assert math.isclose(*losses, rel_tol=1e-6), (
+        f"the loss of twelve pairs is {losses[0]:.4f}, and with the places of images and texts "
+        f"changed {losses[1]:.4f}"
+    )
+
+
+@pytest.mark.symptom
+def test_what_is_random_is_drawn_anew(impl):
+    model = probe()
+    list(impl.train(model, numbered(12), 2, 6, 4, seeded(1)))
+    drawn = [number for *_, number, _ in model.seen]
+    assert len(set(drawn)) == 12, (
+        f"of 12 forward passes, two ranks' in six steps, {12 - len(set(drawn))} have the dropout "
+        "of another"
+    )
+    seen = [sorted(itertools.chain.from_iterable(step)) for step in batches_seen(model, 2)]
+    assert seen[:3] != seen[3:], f"two epochs have the same batches: {seen[:3]}"
+
+
+def share_of(impl, images, texts, log_scale, comm):
+    return impl.contrastive_loss(images, texts, log_scale, comm).item()
 
 
 # Oracles, in NumPy and float64

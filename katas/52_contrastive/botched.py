@@ -16,7 +16,7 @@ from dojo.simulation.ranks import launch
 
 Pairs = tuple[Tensor, Tensor]  # images (N, features) and texts (N, features)
 FEATURES, LATENTS, NOISE = (24, 20), 8, 0.1
-LEARNING_RATE, MAX_LOG_SCALE, TEMPERATURE = 3e-3, math.log(100), 2.0
+LEARNING_RATE, MAX_LOG_SCALE, TEMPERATURE = 3e-3, 100.0, 2.0
 
 
 def make_pairs(count: int, generator: Generator) -> Pairs:
@@ -97,7 +97,6 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         grad = grads[0].clone(memory_format=torch.contiguous_format)
-        ctx.comm.all_reduce(grad)
         return grad[ctx.start : ctx.start + ctx.count], None
 
 
@@ -213,7 +212,7 @@ def distill_step(
     student: nn.Module, teacher: nn.Module, optimizer: Optimizer, images: Tensor, texts: Tensor
 ) -> float:
     """Move the student, an image tower, towards the teacher and the pairs; return the loss."""
-    with evaluating(teacher), torch.no_grad():
+    with torch.no_grad():
         teacher_images, teacher_texts = teacher(images, texts)
         keys = teacher.log_scale.exp() * teacher_texts
         teacher_logits = teacher_images @ keys.T

@@ -577,7 +577,7 @@ class Probe(nn.Module):
         return self.image_tower(images), self.text_tower(texts)
 
     def __deepcopy__(self, memo):
-        new = Probe(0.0, (self.image_tower.in_features, self.text_tower.in_features))
+        new = type(self)(0.0, (self.image_tower.in_features, self.text_tower.in_features))
         new.load_state_dict(self.state_dict())
         new.seen = self.seen  # all replicas write into one list
         new.train(self.training)
@@ -1069,7 +1069,7 @@ def distilled(impl, student, teacher, pairs, lr=0.02, before=None):
 
 def distillation_by_hand(student, teacher, images, texts):
     """Loss and gradients of a student that is a linear layer."""
-    keys = math.exp(teacher.log_scale) * np.asarray(teacher.text_tower(texts).detach())
+    keys = math.exp(teacher.log_scale.detach()) * np.asarray(teacher.text_tower(texts).detach())
     teaching, logits = (
         np.asarray(tower(images).detach()) @ keys.T for tower in (teacher.image_tower, student)
     )

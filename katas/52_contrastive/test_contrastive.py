@@ -265,16 +265,18 @@ def test_pairs_are_what_the_brief_says(impl):
 
 def test_both_views_tell_of_one_latent(impl):
     images, texts = (x.double() for x in impl.make_pairs(300, seeded(4)))
-    for one, other in ((images, texts), (texts, images)):
+    pairs_of_another_seed = [x.double() for x in impl.make_pairs(300, seeded(5))]
+    for one, other, (x, y) in (
+        (images, texts, pairs_of_another_seed),
+        (texts, images, pairs_of_another_seed[::-1]),
+    ):
         weights = torch.linalg.lstsq(one[:200], other[:200]).solution
         left = (one[200:] @ weights - other[200:]).square().mean() / other[200:].square().mean()
         assert left < 0.2, f"a linear map from a view leaves {left:.2f} of the other unexplained"
         assert left > 1e-4, "one view follows from the other without any noise"
-    # Both mixings are drawn with the rest, so that another seed has another world.
-    others = (x.double() for x in impl.make_pairs(300, seeded(5)))
-    for view, other in zip((images, texts), others, strict=True):
-        one, two = (x[:, :3].T @ x / len(x) for x in (view, other))
-        assert (one - two).abs().max() > 0.15, "pairs of another seed are mixed the same way"
+        # The mixing is drawn with the rest: another seed has another world.
+        left = (x @ weights - y).square().mean() / y.square().mean()
+        assert left > 0.5, "another seed mixes latents in the same way"
     for view in (images, texts):
         energy = torch.linalg.svdvals(view).square()
         share = (energy[:8].sum() / energy.sum()).item()

@@ -42,10 +42,10 @@ def split(specimens: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Te
 
     `val_fraction` of the specimens, rounded, but one at least on each side, are for validation.
     """
-    names = specimens.unique()
+    names = torch.arange(len(specimens))
     drawn = names[np.random.default_rng((SPLIT, seed)).permutation(len(names))]
     val_size = min(max(round(val_fraction * len(names)), 1), len(names) - 1)
-    held_out = torch.isin(specimens, drawn[:val_size])
+    held_out = torch.isin(names, drawn[:val_size])
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
 
@@ -122,7 +122,7 @@ class DigitStream(IterableDataset[Batch]):
     def shard(self, worker: int, num_workers: int) -> Iterator[Batch]:
         """Yield one worker's share of the epoch: every `num_workers`-th batch from `worker` on."""
         order = self.order()
-        for number in range(worker, len(self), num_workers):
+        for number in range(len(self)):
             start = number * self.batch_size
             yield collate([self.sample(row) for row in order[start : start + self.batch_size]])
 

@@ -122,7 +122,7 @@ class DigitStream(IterableDataset[Batch]):
     def shard(self, worker: int, num_workers: int) -> Iterator[Batch]:
         """Yield one worker's share of the epoch: every `num_workers`-th batch from `worker` on."""
         order = self.order()
-        for number in range(len(self)):
+        for number in range(worker, len(self), num_workers):
             start = number * self.batch_size
             yield collate([self.sample(row) for row in order[start : start + self.batch_size]])
 
@@ -136,7 +136,7 @@ def gather(stream: DigitStream, num_workers: int) -> Iterator[Batch]:
     """Yield the batches of simulated workers by turns, as a DataLoader does; 0 is no worker."""
     if num_workers == 0:
         yield from stream
-    shards = [stream.shard(worker, num_workers) for worker in range(num_workers)]
+    shards = [iter(stream) for _ in range(num_workers)]
     for turn in itertools.zip_longest(*shards):
         yield from (batch for batch in turn if batch is not None)
 

@@ -712,6 +712,56 @@ def test_orders_have_nothing_to_do_with_each_other(impl):
     assert far > 25, f"of 60 rows {60 - far} are within a batch of where they were"
 
 
+# By what seeds, epochs and rows are multiplied where they are added up to one number.
+FACTORS = (2, 7, 10, 31, 60, 97, 100, 101, 128, 256, 997, 999, 1000, 1009, 1024, 4096)
+LARGE_FACTORS = (
+    9973,
+    10_000,
+    10_007,
+    65_536,
+    99_991,
+    100_000,
+    100_003,
+    1_000_000,
+    1_000_003,
+    2**20,
+)
+
+
+def test_far_epochs_and_rows_have_nothing_to_do_with_each_other(impl):
+    images, labels = some_images(4096 + 60)
+
+    def epoch_of(seed, epoch, first=0):
+        rows = torch.arange(first, first + 60)
+        stream = impl.DigitStream(
+            images, labels, rows, MEAN, STD, batch_size=60, train=True, seed=seed
+        )
+        found = its_moves(stream, images, epoch)
+        return [row - first for row in found], [found[first + row] for row in range(60)]
+
+    def assert_apart(one, two, what):
+        same = sum(a == b for a, b in zip(one, two, strict=True))
+        # Of moves 20 of 60, with a standard deviation of 3.7.
+        assert same < 44, f"{what}: {same} of 60 are the same"
+
+    orders, ways = epoch_of(1, 0)
+    later_order, later_ways = epoch_of(0, 1)
+    for factor in (*FACTORS, *LARGE_FACTORS):
+        what = f"epoch {factor} of seed 0 and epoch 0 of seed 1"
+        order, found = epoch_of(0, factor)
+        assert_apart(order, orders, f"the orders of {what}")
+        assert_apart(found, ways, f"the moves of {what}")
+        what = f"epoch 0 of seed {factor} and epoch 1 of seed 0"
+        order, found = epoch_of(factor, 0)
+        assert_apart(order, later_order, f"the orders of {what}")
+        assert_apart(found, later_ways, f"the moves of {what}")
+    for factor in FACTORS:
+        _, found = epoch_of(0, 0, factor)
+        what = f"the moves of epoch 0 of seed 0, from row {factor} on, and of "
+        assert_apart(found, later_ways, f"{what}epoch 1, from row 0 on")
+        assert_apart(found, ways, f"{what}seed 1, from row 0 on")
+
+
 def test_the_default_seed_is_zero(impl):
     images, labels = some_images(20)
     orders = []
@@ -821,7 +871,8 @@ def test_a_stream_leaves_what_it_was_given(impl, train):
         for epoch in range(3):
             stream.set_epoch(epoch)
             wanted = [copy.deepcopy(batch) for batch in stream]
-            for batch in stream:
+            for batch, kept in zip(stream, wanted, strict=True):
+                assert same_batches([batch], [kept]), "changing a batch changes the next one"
                 for part in batch.values():
                     part.fill_(77)
             assert same_batches(list(stream), wanted), "changing a batch changes the stream"

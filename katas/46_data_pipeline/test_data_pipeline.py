@@ -640,6 +640,15 @@ def test_each_image_is_moved_by_itself(impl):
             )
 
 
+def test_each_move_is_as_likely(impl):
+    stream, images, *_ = make_stream(impl, 1000, batch_size=100)
+    counts = Counter()
+    for epoch in range(8):
+        counts.update(its_moves(stream, images, epoch).values())
+    for dx in (-1, 0, 1):  # 2667 of 8000, with a standard deviation of 42
+        assert 2430 < counts[dx] < 2900, f"of 8000 images {counts[dx]} are moved by {dx}, not 2667"
+
+
 def test_images_of_a_batch_are_moved_each_by_itself(impl):
     stream, images, *_ = make_stream(impl, 240, batch_size=24)
     for epoch in range(2):
@@ -746,6 +755,7 @@ def test_far_epochs_and_rows_have_nothing_to_do_with_each_other(impl):
 
     orders, ways = epoch_of(1, 0)
     later_order, later_ways = epoch_of(0, 1)
+    _, first_ways = epoch_of(0, 0)
     for factor in (*FACTORS, *LARGE_FACTORS):
         what = f"epoch {factor} of seed 0 and epoch 0 of seed 1"
         order, found = epoch_of(0, factor)
@@ -758,6 +768,7 @@ def test_far_epochs_and_rows_have_nothing_to_do_with_each_other(impl):
     for factor in FACTORS:
         _, found = epoch_of(0, 0, factor)
         what = f"the moves of epoch 0 of seed 0, from row {factor} on, and of "
+        assert_apart(found, first_ways, f"{what}the same, from row 0 on")
         assert_apart(found, later_ways, f"{what}epoch 1, from row 0 on")
         assert_apart(found, ways, f"{what}seed 1, from row 0 on")
 

@@ -31,8 +31,8 @@ from dojo.practice.review import renaming, rewriting, spelling
 from dojo.practice.review.desk import Desk
 from dojo.practice.review.drawing import REFACTORINGS, Material, draw_request
 from dojo.practice.review.edits import Edit, apart, difference, edited
-from dojo.practice.review.refactorings import Text
-from dojo.practice.review.request import edited_alone
+from dojo.practice.review.pull_request import edited_alone
+from dojo.practice.review.refactorings import Parsed
 from dojo.practice.review.supply import kinds_by_need, supply, under_way
 from dojo.project import Project
 from dojo.runner.pool import runner_pool
@@ -139,7 +139,7 @@ def test_an_equivalent_never_shares_a_function_with_a_bug(many):
     seen = 0
     for request in many:
         proved = {one.reason: one for one in Material(request.kata).equivalents}
-        outline = Text.of(request.kata.correct_source).outline
+        outline = Parsed.of(request.kata.correct_source).outline
         for change in request.changes:
             if change.reason in proved:
                 seen += 1
@@ -301,7 +301,7 @@ MADE = {
 
 @pytest.mark.parametrize("refactoring", REFACTORINGS, ids=lambda one: one.__name__)
 def test_a_refactoring_changes_the_text_and_not_what_it_means(refactoring):
-    text = Text.of(CODE)
+    text = Parsed.of(CODE)
     wanted = MADE[refactoring.__name__]
     made = {
         "\n".join(edited(text.lines, [proposal.edit])): proposal for proposal in refactoring(text)
@@ -314,7 +314,7 @@ def test_a_refactoring_changes_the_text_and_not_what_it_means(refactoring):
 
 
 def refused(code, refactoring):
-    return not [one for one in refactoring(Text.of(code)) if one.holds(Text.of(code))]
+    return not [one for one in refactoring(Parsed.of(code)) if one.holds(Parsed.of(code))]
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_what_is_not_certain_is_left_alone(code, refactoring):
 
 
 def test_a_proposal_that_changes_something_does_not_hold():
-    text = Text.of(CODE)
+    text = Parsed.of(CODE)
     proposal = next(spelling.parentheses(text))
     edit = Edit(proposal.edit.start, proposal.edit.stop, ("    y = out * (3 / 4)",))
     assert not type(proposal)(edit, "wrong", proposal.normal).holds(text)
@@ -356,7 +356,7 @@ def test_a_proposal_that_changes_something_does_not_hold():
 
 def test_every_proposal_for_every_reference_holds():
     for folder in catalogue.kata_folders(REAL)[::7]:
-        text = Text.of(kata_toml.load(folder).correct_source)
+        text = Parsed.of(kata_toml.load(folder).correct_source)
         for refactoring in REFACTORINGS:
             assert all(one.holds(text) for one in list(refactoring(text))[::3])
 

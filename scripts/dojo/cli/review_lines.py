@@ -6,7 +6,7 @@ import sys
 import click
 
 from dojo.practice.review.desk import Desk, Judged
-from dojo.practice.review.request import Request
+from dojo.practice.review.pull_request import PullRequest
 from dojo.wording.events import COLOURS
 from dojo.wording.reviews import TASK, head_lines, truth_lines, verdict_line
 
@@ -30,7 +30,7 @@ class ReviewLines:
                 return
             _tell(self._desk.judge(request, marks))
 
-    def _show(self, request: Request) -> None:
+    def _show(self, request: PullRequest) -> None:
         title, *description = head_lines(request, self._desk)
         click.echo()
         click.secho(title, bold=True)
@@ -47,7 +47,7 @@ class ReviewLines:
                 click.secho(text, fg=COLOURS.get(line.sign))
         click.echo()
 
-    def _marks(self, request: Request) -> set[int] | None:
+    def _marks(self, request: PullRequest) -> set[int] | None:
         """Ask until there is an answer: places of lines, none for approval; None to quit."""
         most = len(request.numbered)
         while True:

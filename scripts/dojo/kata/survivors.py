@@ -23,7 +23,7 @@ class Kind(StrEnum):
     GPU = "gpu"  # it shows on a GPU, or in speed alone
 
 
-class Change(Protocol):
+class LikeMutant(Protocol):
     """What an entry needs to know of a mutant to say whether it means it."""
 
     @property
@@ -54,7 +54,7 @@ class Survivor:
     function: str = ""  # dotted for a method; empty for what stands outside all functions
     occurrence: int | None = None
 
-    def excuses(self, mutant: Change) -> bool:
+    def excuses(self, mutant: LikeMutant) -> bool:
         """Say whether a mutant is the one that is meant."""
         return (
             self.function == mutant.function

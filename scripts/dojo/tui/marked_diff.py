@@ -15,7 +15,7 @@ from textual.strip import Strip
 
 from dojo.history.reviews import Effect
 from dojo.practice.review.desk import Judged
-from dojo.practice.review.request import Hunk, Line, Request
+from dojo.practice.review.pull_request import Hunk, Line, PullRequest
 from dojo.wording.reviews import mark
 
 _GOES, _COMES, _CURSOR = Style(bgcolor="#3c1618"), Style(bgcolor="#12341c"), Style(reverse=True)
@@ -51,7 +51,7 @@ class MarkedDiff(ScrollView, can_focus=True):
         self._cursor = 0
         self._open = False
 
-    def show(self, request: Request) -> None:
+    def show(self, request: PullRequest) -> None:
         """Show a request that is to be judged, the cursor on its first line that changes."""
         self.marks, self._said, self._open = set(), {}, True
         self._lines = request.lines

@@ -12,7 +12,7 @@ from textual.widgets import Footer, Static
 
 from dojo.errors import DojoError
 from dojo.practice.review.desk import Desk
-from dojo.practice.review.request import Request
+from dojo.practice.review.pull_request import PullRequest
 from dojo.tui.lines import indented
 from dojo.tui.marked_diff import MarkedDiff
 from dojo.wording.reviews import TASK, head_lines, truth_lines, verdict_line
@@ -32,7 +32,7 @@ class ReviewScreen(Screen[None]):
         Binding("q", "app.leave", "quit"),
     ]
 
-    def __init__(self, desk: Desk, request: Request) -> None:
+    def __init__(self, desk: Desk, request: PullRequest) -> None:
         """Begin with a request."""
         super().__init__()
         self._desk = desk
@@ -92,7 +92,7 @@ class ReviewScreen(Screen[None]):
     def _diff(self) -> MarkedDiff:
         return self.query_one(MarkedDiff)
 
-    def _show(self, request: Request) -> None:
+    def _show(self, request: PullRequest) -> None:
         self._request, self._told = request, False
         title, *description = head_lines(request, self._desk)
         self.query_one("#title", Static).update(Text(title))

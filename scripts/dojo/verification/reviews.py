@@ -13,7 +13,7 @@ from dojo.kata.bug import Bug
 from dojo.kata.kata import Kata
 from dojo.practice.review.drawing import Material, draw_request
 from dojo.practice.review.edits import edited
-from dojo.practice.review.request import Request, edited_alone
+from dojo.practice.review.pull_request import PullRequest, edited_alone
 from dojo.runner.runner import Runner
 from dojo.testrun.implementation import Text
 from dojo.testrun.results import RunResult, Verdict
@@ -65,7 +65,7 @@ def claims(kata: Kata, seeds: int) -> list[Claim]:
     return [claim for claim in found.values() if claim]
 
 
-def _claims(request: Request, name: str) -> Iterator[Claim]:
+def _claims(request: PullRequest, name: str) -> Iterator[Claim]:
     kata = request.kata
     for change in request.changes:
         if change.effect is Effect.HARMLESS:

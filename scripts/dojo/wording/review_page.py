@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dojo.errors import typed
 from dojo.history.reviews import Effect
-from dojo.practice.review.request import Line, Request
+from dojo.practice.review.pull_request import Line, PullRequest
 from dojo.wording.pages import templates
 from dojo.wording.quantities import count
 from dojo.wording.reviews import TASK, change_reason, change_title, places
@@ -24,7 +24,7 @@ class _Answer:
     wrong: bool
 
 
-def render_requests(requests: Sequence[Request], seed: int) -> str:
+def render_requests(requests: Sequence[PullRequest], seed: int) -> str:
     """Return the page."""
     environment = templates()
     environment.filters.update(count=count)
@@ -46,7 +46,7 @@ def render_requests(requests: Sequence[Request], seed: int) -> str:
     )
 
 
-def _hunks(request: Request) -> list[tuple[str, list[tuple[str, str, Line]]]]:
+def _hunks(request: PullRequest) -> list[tuple[str, list[tuple[str, str, Line]]]]:
     """Return each hunk's header and lines, a line with its number and its class."""
     place = 0
     numbers = {found: str(number) for number, found in enumerate(request.numbered, 1)}
@@ -61,12 +61,12 @@ def _hunks(request: Request) -> list[tuple[str, list[tuple[str, str, Line]]]]:
     return hunks
 
 
-def _verdict(request: Request) -> str:
+def _verdict(request: PullRequest) -> str:
     wrong = sum(change.effect is Effect.BREAKS for change in request.changes)
     return f"It brings in {count(wrong, 'bug')}." if wrong else "Nothing in it is wrong: approve."
 
 
-def _answers(request: Request) -> list[_Answer]:
+def _answers(request: PullRequest) -> list[_Answer]:
     return [
         _Answer(
             places(request, change),

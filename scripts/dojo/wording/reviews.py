@@ -7,14 +7,14 @@ from dojo.history.reviews import Effect, Reviewed
 from dojo.history.scoring import Score
 from dojo.practice.review.changes import Change
 from dojo.practice.review.desk import Desk, Judged
-from dojo.practice.review.request import Request
+from dojo.practice.review.pull_request import PullRequest
 from dojo.wording.quantities import count
 from dojo.wording.stories import STORY_WIDTH
 
 TASK = "Mark what you would not let in. A request that mends a bug is right: approve it."
 
 
-def head_lines(request: Request, desk: Desk) -> list[str]:
+def head_lines(request: PullRequest, desk: Desk) -> list[str]:
     """Return what stands above a diff: which request it is, its title and its description."""
     of = f" of {desk.count}" if desk.count else ""
     return [f"Request {desk.number}{of}: {request.title}", *request.description]
@@ -64,7 +64,7 @@ def mark(reviewed: Reviewed) -> str:
     return "false alarm" if reviewed.marked else "approved"
 
 
-def places(request: Request, change: Change) -> str:
+def places(request: PullRequest, change: Change) -> str:
     """Return the numbers of a change's lines."""
     own = request.changes.index(change)
     numbers = [

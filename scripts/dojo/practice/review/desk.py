@@ -9,7 +9,7 @@ from dojo.history.history import History
 from dojo.history.reviews import Reviewed
 from dojo.history.scoring import Score, score
 from dojo.practice.review.changes import Change
-from dojo.practice.review.request import Request
+from dojo.practice.review.pull_request import PullRequest
 
 COUNT = 5  # requests, unless a time is given
 
@@ -18,7 +18,7 @@ COUNT = 5  # requests, unless a time is given
 class Judged:
     """A request, and which of its changes were marked as wrong."""
 
-    request: Request
+    request: PullRequest
     reviewed: tuple[Reviewed, ...]  # a row a change, in order
 
     @property
@@ -32,7 +32,7 @@ class Desk:
 
     def __init__(
         self,
-        requests: Iterator[Request],
+        requests: Iterator[PullRequest],
         history: History,
         *,
         count: int | None = COUNT,
@@ -51,7 +51,7 @@ class Desk:
         self._shown_at = 0.0
         # The next one is drawn while this one is read, so that nobody waits for it.
         self._pool = ThreadPoolExecutor(1)
-        self._coming: Future[Request] | None = None
+        self._coming: Future[PullRequest] | None = None
 
     @property
     def number(self) -> int:
@@ -74,19 +74,19 @@ class Desk:
         """Return what came of all changes that were judged."""
         return score(one for judged in self.judged for one in judged.reviewed)
 
-    def next(self) -> Request | None:
+    def next(self) -> PullRequest | None:
         """Return the next request; None once there were enough, or the time is over."""
         if not self.has_more:
             return None
         coming = self._coming or self._pool.submit(next, self._requests)
-        request: Request = coming.result()
+        request: PullRequest = coming.result()
         self._given += 1
         wants_more = self.count is None or self._given < self.count
         self._coming = self._pool.submit(next, self._requests) if wants_more else None
         self._shown_at = self._now()
         return request
 
-    def judge(self, request: Request, marks: Collection[int]) -> Judged:
+    def judge(self, request: PullRequest, marks: Collection[int]) -> Judged:
         """Record what the learner marked, as places among the request's lines; none approves."""
         seconds = self._now() - self._shown_at
         marked = {request.lines[place].change for place in marks}

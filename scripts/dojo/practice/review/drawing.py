@@ -16,8 +16,8 @@ from dojo.practice.review.author import written
 from dojo.practice.review.changes import Change
 from dojo.practice.review.edits import Edit, apart, difference
 from dojo.practice.review.equivalents import Equivalent, equivalents
-from dojo.practice.review.refactorings import Proposal, Refactoring, Text
-from dojo.practice.review.request import Request, hunks
+from dojo.practice.review.pull_request import PullRequest, hunks
+from dojo.practice.review.refactorings import Parsed, Proposal, Refactoring
 
 REFACTORINGS: tuple[Refactoring, ...] = (
     renaming.renamings,
@@ -62,9 +62,9 @@ class Material:
         self.kata = kata
 
     @cached_property
-    def text(self) -> Text:
+    def text(self) -> Parsed:
         """Return the reference, parsed."""
-        return Text.of(self.kata.correct_source)
+        return Parsed.of(self.kata.correct_source)
 
     @cached_property
     def catalogued(self) -> list[Planting]:
@@ -113,7 +113,7 @@ def _shows(before: Sequence[str], after: Sequence[str]) -> bool:
 
 def draw_request(
     material: Material, rng: random.Random, kind: Kind | None = None, wrong: bool | None = None
-) -> Request:
+) -> PullRequest:
     """Draw a request to a kata's code; its first bug, coming or going, is of that kind if any is.
 
     Half of all requests bring in a bug, unless it is said whether this one is `wrong`.
@@ -133,7 +133,7 @@ class _Drawing:
         self._changes: list[Change] = []
         self._equivalent: Equivalent | None = None
 
-    def request(self, wrong: bool) -> Request:
+    def request(self, wrong: bool) -> PullRequest:
         kata = self._material.kata
         # Before all else, and in the same way for both: how many there are tells nothing.
         (size,) = self._rng.choices(_SIZES, _SIZE_WEIGHTS)
@@ -164,7 +164,7 @@ class _Drawing:
         lines = [line for hunk in hunks(kata, changes) for line in hunk.lines]
         counts = (sum(one.sign == "-" for one in lines), sum(one.sign == "+" for one in lines))
         title, description = written(kata, changes, counts, self._rng)
-        return Request(kata, title, description, changes)
+        return PullRequest(kata, title, description, changes)
 
     def _add_bug(self, effect: Effect) -> None:
         """Add a bug; no two that behave alike, or that could hide one another."""

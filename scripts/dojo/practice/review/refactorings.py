@@ -13,7 +13,7 @@ from dojo.practice.review.outline import Function, Outline, outline_of
 
 
 @dataclass(frozen=True)
-class Text:
+class Parsed:
     """A text that refactorings look at: its lines, and its syntax tree."""
 
     lines: Sequence[str]
@@ -21,7 +21,7 @@ class Text:
     outline: Outline
 
     @classmethod
-    def of(cls, source: str) -> "Text":
+    def of(cls, source: str) -> "Parsed":
         """Parse a text."""
         tree = ast.parse(source)
         for node in ast.walk(tree):
@@ -63,7 +63,7 @@ class Proposal:
     reason: str
     normal: Callable[[ast.Module], ast.AST]
 
-    def holds(self, text: Text) -> bool:
+    def holds(self, text: Parsed) -> bool:
         """Say whether the normal forms before and after it are the same."""
         try:
             after = ast.parse("\n".join(edited(text.lines, [self.edit])))
@@ -74,7 +74,7 @@ class Proposal:
         return ast.dump(self.normal(before)) == ast.dump(self.normal(after))
 
 
-Refactoring = Callable[[Text], Iterator[Proposal]]
+Refactoring = Callable[[Parsed], Iterator[Proposal]]
 
 
 def as_it_is(tree: ast.Module) -> ast.AST:
@@ -88,7 +88,7 @@ def parent(node: ast.AST) -> ast.AST:
     return found
 
 
-def expressions(text: Text, kind: type[ast.expr]) -> Iterator[ast.expr]:
+def expressions(text: Parsed, kind: type[ast.expr]) -> Iterator[ast.expr]:
     """Yield the expressions of a kind, but those in f-strings: their places are not told there."""
     waiting: list[ast.AST] = [text.tree]
     while waiting:

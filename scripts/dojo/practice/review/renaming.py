@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 
 from dojo.practice.review.edits import Edit
-from dojo.practice.review.refactorings import Proposal, Text
+from dojo.practice.review.refactorings import Parsed, Proposal
 
 # Words that mean as much, whatever the function is about.
 _SYNONYMS = {
@@ -70,7 +70,7 @@ _MOST_LINES = 8  # from the first to the last that changes
 _LONGEST = 100  # characters of a line
 
 
-def renamings(text: Text) -> Iterator[Proposal]:
+def renamings(text: Parsed) -> Iterator[Proposal]:
     """Give a local variable another name, wherever it stands."""
     taken = _words(text.tree)
     for node in ast.walk(text.tree):
@@ -128,7 +128,7 @@ def _locals(function: ast.FunctionDef) -> set[str]:
     return stored - parameters
 
 
-def _edit(text: Text, function: ast.FunctionDef, old: str, new: str) -> Edit | None:
+def _edit(text: Parsed, function: ast.FunctionDef, old: str, new: str) -> Edit | None:
     places = [
         (node.lineno, node.col_offset)
         for node in ast.walk(function)

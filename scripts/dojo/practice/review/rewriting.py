@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TypeGuard
 
 from dojo.practice.review.edits import Edit
-from dojo.practice.review.refactorings import Proposal, Text, expressions, parent
+from dojo.practice.review.refactorings import Parsed, Proposal, expressions, parent
 
 _MIRRORED: dict[type[ast.cmpop], tuple[str, type[ast.cmpop]]] = {
     ast.Lt: (">", ast.Gt),
@@ -20,7 +20,7 @@ _COMMUTATIVE = {ast.Add: "+", ast.Mult: "*"}
 _STEPS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
 
 
-def keywords(text: Text) -> Iterator[Proposal]:
+def keywords(text: Parsed) -> Iterator[Proposal]:
     """Give two keyword arguments of a call in the other order."""
     for node in expressions(text, ast.Call):
         assert isinstance(node, ast.Call)
@@ -42,7 +42,7 @@ def keywords(text: Text) -> Iterator[Proposal]:
         yield Proposal(edit, reason, _KeywordsInOrder().visit)
 
 
-def mirrored(text: Text) -> Iterator[Proposal]:
+def mirrored(text: Parsed) -> Iterator[Proposal]:
     """Write a comparison with a number from the other side, or a sum or product with one."""
     for node in expressions(text, ast.Compare):
         assert isinstance(node, ast.Compare)
@@ -60,7 +60,7 @@ def mirrored(text: Text) -> Iterator[Proposal]:
         yield Proposal(edit, reason, _NumberLast().visit)
 
 
-def swapped(text: Text) -> Iterator[Proposal]:
+def swapped(text: Parsed) -> Iterator[Proposal]:
     """Swap a number with the other operand of a sum or a product."""
     for node in expressions(text, ast.BinOp):
         assert isinstance(node, ast.BinOp)
@@ -81,7 +81,7 @@ def swapped(text: Text) -> Iterator[Proposal]:
         yield Proposal(text.replaced(node, f"{right} {sign} {left}"), reason, _NumberLast().visit)
 
 
-def chains(text: Text) -> Iterator[Proposal]:
+def chains(text: Parsed) -> Iterator[Proposal]:
     """Split a comparison in three parts."""
     for node in expressions(text, ast.Compare):
         assert isinstance(node, ast.Compare)
@@ -98,7 +98,7 @@ def chains(text: Text) -> Iterator[Proposal]:
         yield Proposal(text.replaced(node, split), reason, _Split().visit)
 
 
-def slices(text: Text) -> Iterator[Proposal]:
+def slices(text: Parsed) -> Iterator[Proposal]:
     """Say that a slice begins at 0."""
     for node in expressions(text, ast.Slice):
         assert isinstance(node, ast.Slice)
@@ -109,7 +109,7 @@ def slices(text: Text) -> Iterator[Proposal]:
                 yield Proposal(text.replaced(node, f"0{segment}"), reason, _Defaults().visit)
 
 
-def ranges(text: Text) -> Iterator[Proposal]:
+def ranges(text: Parsed) -> Iterator[Proposal]:
     """Say that a range or an enumeration begins at 0."""
     for node in expressions(text, ast.Call):
         assert isinstance(node, ast.Call)
@@ -124,7 +124,7 @@ def ranges(text: Text) -> Iterator[Proposal]:
             yield Proposal(text.replaced(node, new[node.func.id]), reason, _Defaults().visit)
 
 
-def conditionals(text: Text) -> Iterator[Proposal]:
+def conditionals(text: Parsed) -> Iterator[Proposal]:
     """Swap the two sides of a conditional expression, and negate its condition."""
     for node in expressions(text, ast.IfExp):
         assert isinstance(node, ast.IfExp)
@@ -141,7 +141,7 @@ def conditionals(text: Text) -> Iterator[Proposal]:
         yield Proposal(edit, reason, _Affirmed().visit)
 
 
-def returns(text: Text) -> Iterator[Proposal]:
+def returns(text: Parsed) -> Iterator[Proposal]:
     """Give what is returned a name first."""
     names = {node.id for node in ast.walk(text.tree) if isinstance(node, ast.Name)}
     names |= {node.arg for node in ast.walk(text.tree) if isinstance(node, ast.arg)}
@@ -162,7 +162,7 @@ def returns(text: Text) -> Iterator[Proposal]:
         yield Proposal(edit, reason, _Unnamed(name).visit)
 
 
-def counters(text: Text) -> Iterator[Proposal]:
+def counters(text: Parsed) -> Iterator[Proposal]:
     """Write `n += 1` in full, of a name that is a whole number wherever it is set."""
     for node in ast.walk(text.tree):
         if not isinstance(node, ast.AugAssign) or not isinstance(node.target, ast.Name):
@@ -196,7 +196,7 @@ def _is_plain(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant | ast.Name)
 
 
-def _takes_any(text: Text, call: ast.Call) -> bool:
+def _takes_any(text: Parsed, call: ast.Call) -> bool:
     """Say whether a call may take keywords by any name, and so see their order."""
     if isinstance(call.func, ast.Attribute):
         name = call.func.attr
@@ -212,7 +212,7 @@ def _takes_any(text: Text, call: ast.Call) -> bool:
     )
 
 
-def _counts(text: Text, node: ast.AugAssign, name: str) -> bool:
+def _counts(text: Parsed, node: ast.AugAssign, name: str) -> bool:
     """Say whether a name of a function is set to whole numbers alone, and is no one else's."""
     scope: ast.AST = node
     while not isinstance(scope, ast.FunctionDef | ast.Module | ast.ClassDef | ast.Lambda):

@@ -6,7 +6,7 @@ import tokenize
 from collections.abc import Iterator
 
 from dojo.practice.review.edits import Edit
-from dojo.practice.review.refactorings import Proposal, Text, as_it_is, expressions, parent
+from dojo.practice.review.refactorings import Parsed, Proposal, as_it_is, expressions, parent
 
 _LONGEST = 100  # characters of a line
 
@@ -21,7 +21,7 @@ _DOCSTRINGS = {
 _NUMBERS = {"1e-5": "0.00001", "1e-6": "0.000001", "1e-8": "0.00000001", "1e-3": "0.001"}
 
 
-def docstrings(text: Text) -> Iterator[Proposal]:
+def docstrings(text: Parsed) -> Iterator[Proposal]:
     """Reword the first line of a docstring."""
     for node in ast.walk(text.tree):
         if not isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -39,7 +39,7 @@ def docstrings(text: Text) -> Iterator[Proposal]:
                     yield Proposal(edit, "A docstring is worded in another way.", _undocumented)
 
 
-def comments(text: Text) -> Iterator[Proposal]:
+def comments(text: Parsed) -> Iterator[Proposal]:
     """Move a comment from the end of a line to a line of its own above it."""
     source = "\n".join(text.lines)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -54,7 +54,7 @@ def comments(text: Text) -> Iterator[Proposal]:
         yield Proposal(edit, "A comment stands in another place.", as_it_is)
 
 
-def parentheses(text: Text) -> Iterator[Proposal]:
+def parentheses(text: Parsed) -> Iterator[Proposal]:
     """Put parentheses where Python sets them by itself."""
     for node in expressions(text, ast.BinOp):
         within = parent(node)
@@ -70,7 +70,7 @@ def parentheses(text: Text) -> Iterator[Proposal]:
         yield Proposal(text.replaced(node, f"({segment})"), reason, as_it_is)
 
 
-def numbers(text: Text) -> Iterator[Proposal]:
+def numbers(text: Parsed) -> Iterator[Proposal]:
     """Spell a number in another way."""
     for node in expressions(text, ast.Constant):
         segment = text.segment(node)

@@ -13,7 +13,7 @@ from dojo.kata.bug import Kind
 from dojo.kata.kata import Kata, Topic
 from dojo.practice import scheduler
 from dojo.practice.review.drawing import Material, draw_request
-from dojo.practice.review.request import Request
+from dojo.practice.review.pull_request import PullRequest
 from dojo.project import Project
 
 # How many katas are looked at for one that has a bug of the kind that is needed most: to read
@@ -29,7 +29,7 @@ def supply(
     seed: int | None = None,
     kinds: Sequence[Kind] = (),
     without: Collection[str] = (),
-) -> Iterator[Request]:
+) -> Iterator[PullRequest]:
     """Yield requests for ever, to one kata's code or to any of a topic, or raise `DojoError`.
 
     A seed gives the same ones everywhere. The first of the `kinds` are what requests are about as

@@ -48,7 +48,7 @@ class Hunk:
 
 
 @dataclass(frozen=True)
-class Request:
+class PullRequest:
     """A pull request to one kata's code. Its changes are in order, and apart."""
 
     kata: Kata

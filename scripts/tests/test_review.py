@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from html.parser import HTMLParser
 from itertools import islice
 from statistics import NormalDist
@@ -28,6 +29,7 @@ from dojo.kata.kata import Topic
 from dojo.practice import scheduler, session
 from dojo.practice.planning import Planned
 from dojo.practice.review import renaming, rewriting, spelling
+from dojo.practice.review import supply as supplying
 from dojo.practice.review.desk import Desk
 from dojo.practice.review.drawing import REFACTORINGS, Material, draw_request
 from dojo.practice.review.edits import Edit, apart, difference, edited
@@ -43,6 +45,22 @@ from dojo.wording.review_page import render_requests
 from dojo.wording.reviews import mark, summary_lines, verdict_line
 
 REAL = Project.here()
+
+
+_materials = cache(supplying._material)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def read_once():
+    """Read each kata of the checkout once: to read them takes most of the time."""
+    read = supplying._material
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            supplying,
+            "_material",
+            lambda folder: (_materials if folder.is_relative_to(REAL.katas) else read)(folder),
+        )
+        yield
 
 
 def requests(seed=0, count=40, **wishes):
@@ -223,7 +241,7 @@ def test_two_bugs_that_come_in_go_together_and_are_catalogued():
     drawn = 0
     for seed in range(120):
         kata = random.Random(seed).choice(["11_attention", "40_mini_gpt", "26_adamw"])
-        request = draw_request(_material(kata), random.Random(seed), wrong=True)
+        request = draw_request(_materials(REAL.katas / kata), random.Random(seed), wrong=True)
         coming = [one.bug for one in request.changes if one.effect is Effect.BREAKS]
         bugs = [one.bug for one in request.changes if one.bug]
         if len(coming) > 1:
@@ -233,15 +251,6 @@ def test_two_bugs_that_come_in_go_together_and_are_catalogued():
             others = {other.id for other in bugs} - {bug.id}
             assert not others & {*bug.apart, bug.over_fix_of}
     assert drawn
-
-
-_KEPT = {}
-
-
-def _material(name):
-    if name not in _KEPT:
-        _KEPT[name] = Material(kata_toml.load(REAL.katas / name))
-    return _KEPT[name]
 
 
 # Edits and refactorings

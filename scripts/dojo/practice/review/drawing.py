@@ -86,10 +86,6 @@ class Material:
         """Return what can be written in another way, a list a sort."""
         return [found for one in REFACTORINGS if (found := list(one(self.text)))]
 
-    def kinds(self) -> set[Kind]:
-        """Return the kinds of its bugs."""
-        return {planting.bug.kind for planting in (*self.catalogued, *self.fresh)}
-
     def _plantings(self, bugs: Sequence[Bug]) -> Iterator[Planting]:
         source = self.text.lines
         for bug in bugs:
@@ -171,24 +167,30 @@ class _Drawing:
         planted = [change.bug for change in self._changes if change.bug]
         if effect is Effect.MENDS and Effect.MENDS in self._effects():
             return
-        pool = self._pool(second=effect in self._effects())
-        fitting = [one for one in pool if self._goes_with(one, planted)]
-        of_kind = [one for one in fitting if one.bug.kind is self._kind]
-        if self._kind is not None and not planted and of_kind:
-            fitting = of_kind
+        pools = [
+            [one for one in pool if self._goes_with(one, planted)]
+            for pool in self._pools(second=effect in self._effects())
+        ]
+        if self._kind is not None and not planted:
+            of_kind = [[one for one in pool if one.bug.kind is self._kind] for pool in pools]
+            pools = [*of_kind, *pools]
+        fitting = next(filter(None, pools), None)
         if fitting:
             found = self._near(fitting, [one.edit for one in fitting])
             going = effect is Effect.MENDS
             self._changes.append(Change(found.edit, effect, old_is_edited=going, bug=found.bug))
 
-    def _pool(self, *, second: bool) -> Sequence[Planting]:
-        """Return bugs to choose from; a second one is catalogued, for these are proved in pairs."""
+    def _pools(self, *, second: bool) -> list[list[Planting]]:
+        """Return bugs to choose from, the first pool that has one before the next.
+
+        A second bug is catalogued, for these are proved in pairs.
+        """
         material = self._material
-        if self._kind is not None and not self._changes:
-            return [*material.catalogued, *material.fresh]
-        if second or not material.fresh or self._rng.random() < _CATALOGUED:
-            return material.catalogued
-        return material.fresh
+        if second:
+            return [material.catalogued]
+        if self._rng.random() < _CATALOGUED:
+            return [material.catalogued, material.fresh]
+        return [material.fresh, material.catalogued]
 
     def _goes_with(self, planting: Planting, planted: Sequence[Bug]) -> bool:
         bugs = [*planted, planting.bug]

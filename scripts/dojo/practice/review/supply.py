@@ -71,6 +71,10 @@ def under_way(history: History) -> set[str]:
     return {exercise.kata for exercise in exercises if exercise.ending is None}
 
 
+def _material(folder: Path) -> Material:
+    return Material(kata_toml.load(folder))
+
+
 def _rank(material: Material, kinds: Sequence[Kind]) -> int:
     """Return the place of the first of the kinds that the catalogue has bugs of."""
     there = {bug.kind for bug in material.kata.bugs}
@@ -88,7 +92,7 @@ class _Deck:
         self._topic = topic
         self._rng = rng
         self._cards: list[Path] = []
-        self._material = cache(lambda folder: Material(kata_toml.load(folder)))
+        self._material = cache(_material)
 
     def next(self, most: int) -> list[Material]:
         """Return the next katas that fit, so many at most and one at least."""

@@ -885,6 +885,19 @@ def test_every_change_that_is_listed_as_equivalent_is_run(kata):
     assert claim.said == "what mutants.toml calls equivalent (A sum.)"
 
 
+@pytest.mark.parametrize("reason", ["It is for speed.", "Undefined, 0 in the interpreter."])
+def test_what_is_harmless_in_one_place_alone_is_not_shown(kata, reason):
+    entry = '{ function = "shift", before = "moved = x + offset", after = "moved = offset + x" }'
+    (kata.folder / "mutants.toml").write_text(
+        f'[[survivors]]\nkind = "equivalent"\nreason = "{reason}"\nmutants = [{entry}]\n'
+    )
+    assert Material(kata).equivalents == []
+
+
+def test_no_equivalent_of_a_kernel_is_shown():
+    assert Material(catalogue.find(REAL, "triton_attention")).equivalents == []
+
+
 def test_what_is_not_true_is_told(kata, runner):
     wrong = Claim(kata.correct_source.replace("x * factor", "x + factor"), (), "a change")
     assert "review: a change does not pass test_scale" in wrong.problem(wrong.run(runner, kata))

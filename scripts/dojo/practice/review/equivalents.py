@@ -1,6 +1,7 @@
 """The changes of a reference that `mutants.toml` proves to be equivalent, as edits."""
 
 import ast
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,9 +20,20 @@ class Equivalent:
     function: str  # that it is in; empty outside of all
 
 
+# What is as right and slower, or right in one place alone, is nothing to let in.
+_DEPENDS = re.compile(r"\b(speed|faster|slower|cost|undefined|interpreter)", re.IGNORECASE)
+
+
 def equivalents(kata: Kata, source: Sequence[str], outline: Outline) -> Iterator[Equivalent]:
-    """Yield those whose text is certain: a mutant is listed by its lines without their indents."""
+    """Yield those whose text is certain: a mutant is listed by its lines without their indents.
+
+    None of a kernel: much of what its tests cannot tell apart would not do on a GPU.
+    """
+    if kata.needs_triton:
+        return
     for survivor in read_survivors(kata):
+        if _DEPENDS.search(survivor.reason):
+            continue
         if survivor.kind is not Kind.EQUIVALENT or survivor.after == ANYTHING:
             continue
         edit = _edit(survivor, source, outline)

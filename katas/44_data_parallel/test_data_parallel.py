@@ -320,7 +320,11 @@ def test_a_sampler_is_iterated_again(impl):
     assert first == second, "a second pass of the same epoch has another order"
     both = [(a.tolist(), b.tolist()) for a, b in zip(sampler, sampler, strict=True)]
     assert both == [(s, s) for s in first], "two passes at a time disturb each other"
+    running = iter(sampler)
+    begun = [next(running).tolist()]
     sampler.set_epoch(1)
+    begun += [s.tolist() for s in running]
+    assert begun == first, "set_epoch changes a pass that has begun"
     third = [s.tolist() for s in sampler]
     assert third != first, "epoch 1 has the order of epoch 0"
     assert [s.tolist() for s in other] == first, "one sampler's epoch changes another sampler"
@@ -822,6 +826,26 @@ def test_steps_of_any_number_of_ranks_are_those_of_one(impl):
         check_steps(impl, [[(3, 2, 1)], [(1, 1, 1), (2, 2, 1)]], max_norm)
 
 
+def test_old_gradients_of_what_is_not_trained_do_not_count(impl):
+    """Those of a frozen parameter, which no optimiser owns."""
+
+    def go(comm, old):
+        module = Bias(1.0)
+        module.frozen = nn.Parameter(torch.zeros(3, dtype=torch.float64), requires_grad=False)
+        module.frozen.grad = torch.full_like(module.frozen, old)
+        model = impl.DataParallel(module, comm)
+        optimizer = torch.optim.SGD([module.bias], lr=1.0)
+        batch = torch.ones(2, 1, dtype=torch.float64), torch.tensor([0, 0])
+        log = impl.train_step(model, optimizer, [batch], comm, 0.1)
+        return log["grad_norm"], module.bias.detach().clone()
+
+    for (norm, bias), (wanted, other) in zip(
+        on_ranks(2, go, 1e3), on_ranks(2, go, 0.0), strict=True
+    ):
+        assert math.isclose(norm, wanted), f"grad_norm is {norm:.4g}, not {wanted:.4g}"
+        assert_matches(bias, other, "weights after a step beside an old gradient")
+
+
 def test_steps_with_empty_shares(impl):
     for max_norm in (1e3, 0.2):
         check_steps(impl, [[(2, 0)], [(0, 3), (2, 0)], [(3, 2), (3, 0)]], max_norm)
@@ -1110,7 +1134,7 @@ def test_spread_is_the_largest_difference(impl):
     assert on_ranks(2, go, 0, (0, 0)) == [0.0, 0.0], "ranks that are equal have a spread"
     assert on_ranks(1, go, 0, (5,)) == [0.0], "one rank alone has a spread"
     for where in range(9):
-        for by, wanted in (((0, 3, 1), 3.0), ((-2, 2, 0), 4.0), ((5, 5, 4), 1.0)):
+        for by, wanted in (((0, 3, 1), 3.0), ((0, -2, 2), 4.0), ((5, 5, 4), 1.0)):
             got = on_ranks(3, go, where, by)
             assert got == [wanted] * 3, f"tensor {where} differs by {by}: the spread is {got}"
 

@@ -873,6 +873,19 @@ def test_the_generator_draws_the_order(impl):
     assert len(firsts) > 4, f"only {len(firsts)} of 8 rows ever come first"
 
 
+def test_an_epoch_draws_nothing_but_its_order(impl):
+    rows = some_rows(impl, 4)
+
+    def drawn(steps):
+        generator = torch.Generator().manual_seed(5)
+        list(impl.train(Reader(), rows, steps, 2, 0.01, generator))
+        return generator.get_state()
+
+    # Its order is drawn before the first step, and the next one before the first of the next.
+    assert torch.equal(drawn(2), drawn(1)), "something is drawn within an epoch, or at its end"
+    assert not torch.equal(drawn(3), drawn(2)), "nothing is drawn for a second epoch"
+
+
 def test_steps_are_those_of_adam(impl):
     rows = some_rows(impl, 5)
     model = Reader()
@@ -1013,6 +1026,11 @@ def test_answers_leave_prompts_and_weights_alone(impl):
     assert model.weight.grad == 2.5, "answers changes gradients"
     assert model.weight == 1, "answers changes weights"
     assert set(model.modes) == {(False, False)}, "the model answers in training mode"
+    model.eval()
+    model.inner.train()
+    model.modes.clear()
+    impl.answers(model, PROMPTS, impl.CHATML, 2)
+    assert set(model.modes) == {(False, False)}, "a part of the model answers in training mode"
     prompts[0][0]["content"] = "something else"
     again = impl.answers(model, prompts[:1], impl.CHATML, 4)
     wanted = model.answer(expected_tokens(prompts[0], impl.CHATML, True)[0], END, 4)
@@ -1086,7 +1104,16 @@ def test_the_generator_draws_the_conversations(impl):
     assert impl.draw_chats(3, torch.Generator().manual_seed(4)) == one, "not the same again"
     assert impl.draw_chats(3, torch.Generator().manual_seed(5)) != one, "the seed does not count"
     generator = torch.Generator().manual_seed(4)
-    assert impl.draw_chats(3, generator) != impl.draw_chats(3, generator), "twice the same"
+    chats, more = impl.draw_chats(20, generator), impl.draw_chats(20, generator)
+    assert chats != more, "twice the same"
+    kept = copy.deepcopy(more)
+    for chat in chats:
+        before = copy.deepcopy([other for other in chats if other is not chat])
+        for message in chat:
+            message["content"] += "!"
+        same = [other for other in chats if other is not chat] == before
+        assert same, "a conversation changes with another"
+    assert more == kept, "conversations change with those that were drawn before"
 
 
 def test_a_run_is_what_the_brief_says(impl, log):

@@ -1150,6 +1150,7 @@ def test_training_is_adam_on_the_epochs_of_the_stream(impl, num_workers):
         calls = model.seen[seen:]
         seen = len(model.seen)
         mine = [images for images, training, _ in calls if training]
+        model.eval()  # as one who looks at the model between two lines leaves it
         assert len(mine) == 1, f"{where}: {len(mine)} forward passes in training mode, not one"
         assert_matches(mine[0], batch["images"], f"{where}: the batch", rtol=1e-6, atol=1e-6)
         losses, _, *grads = losses_by_hand(*shadow, batch["images"], batch["labels"])

@@ -864,6 +864,14 @@ def test_tied_tensors_are_written_once(impl, tmp_path):
     impl.save(model, tmp_path / "file.pt", {})
     names = sorted(read(tmp_path / "file.pt"))
     assert names == ["0.bias", "0.weight", "1.bias", "1.weight"], f"of equal layers: {names}"
+    # Nor is what shares memory: these are two buffers.
+    model = nn.Module()
+    model.register_buffer("whole", torch.arange(6.0))
+    model.register_buffer("start", model.whole[:3])
+    model.register_buffer("same", model.whole[:])
+    impl.save(model, tmp_path / "file.pt", {})
+    names = sorted(read(tmp_path / "file.pt"))
+    assert names == ["same", "start", "whole"], f"of buffers that share memory: {names}"
 
 
 def test_a_view_is_written_without_what_it_is_a_view_of(impl, tmp_path):
@@ -1039,6 +1047,9 @@ def test_a_tied_tensor_may_have_any_of_its_names(impl, tmp_path):
     assert load_error(impl, model, path) == ([], [], ["head.weight"]), "values that are not equal"
     change(head_weight=value + 1, embed_weight=value)
     assert load_error(impl, model, path) == ([], [], ["head.weight"]), "the same, otherwise ordered"
+    change(embed_weight=value, head_weight=value.double())
+    found = load_error(impl, model, path)
+    assert found == ([], [], ["head.weight"]), "equal values, in another dtype"
     change(head_weight=value.double())
     assert load_error(impl, model, path) == ([], [], ["head.weight"]), "another dtype"
     change()

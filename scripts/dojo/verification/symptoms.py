@@ -21,8 +21,8 @@ def run_raised(runner: Runner, kata: Kata, seed: int) -> RunResult:
     raised = (
         f"{kata.correct_source}\n\n"
         "_run = run\n\n\n"
-        "def run(seed: int = 0, steps: int | None = None):\n"
-        f"    return _run(seed + {seed}, steps)\n"
+        "def run(seed: int = 0, *args, **options):\n"
+        f"    return _run(seed + {seed}, *args, **options)\n"
     )
     return runner.run(kata, Text(raised), seed, only=symptoms(kata), first_failure=True)
 

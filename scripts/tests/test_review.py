@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -526,8 +527,8 @@ def test_kinds_that_are_due_come_first_then_those_never_met(history):
 
 def test_a_kind_that_is_needed_is_what_the_next_request_is_about(project, kata):
     toml = kata.folder / "kata.toml"
-    text = toml.read_text().replace('why = "The sign', 'kind = "state"\nwhy = "The sign')
-    toml.write_text(text)
+    title = 'title = "Subtracts the offset"\nkind = '
+    toml.write_text(re.sub(rf'({title})"\w+"', r'\1"state"', toml.read_text()))
     kinds = [Kind.STATE, Kind.FORMULA]
     seen = []
     for _ in range(20):
@@ -823,7 +824,7 @@ def test_the_statistics_show_reviews_by_kind_and_by_topic(project, history):
     assert "6 requests, 3 min; 1 of 3 bugs found, 1 false alarm on 3 right changes" in said
     lines = [line.split() for line in said.splitlines()]
     kinds = [line[:4] for line in lines if line[:1] in (["axis"], ["mask"])]
-    assert kinds == [["mask", "0", "of", "1"], ["axis", "1", "of", "2"]]
+    assert kinds[-2:] == [["mask", "0", "of", "1"], ["axis", "1", "of", "2"]]
     numbers = json.loads(runner.invoke(main, ["stats", "--json"], obj=project).output)["reviews"]
     assert numbers["requests"] == 6
     assert numbers["seconds"] == 180

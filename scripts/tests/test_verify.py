@@ -11,7 +11,7 @@ from dojo.cli import main
 from dojo.kata import kata_toml
 from dojo.kata.planting import conflict
 from dojo.runner.pool import Pool
-from dojo.verification import budget, lint, sets, structure, symptoms
+from dojo.verification import budget, lint, reviews, sets, structure, symptoms
 from dojo.verification.bugs import Verifier
 from dojo.verification.greyed import greyed_out
 from dojo.verification.sets import larger_sets, pairs
@@ -502,6 +502,7 @@ def test_the_symptoms_of_healthy_runs_are_looked_for_under_many_seeds(verify, de
 
 def test_of_systems_that_are_not_named_a_sample_is_planted(project, system, monkeypatch):
     monkeypatch.setattr(sets, "SAMPLE", 1)
+    monkeypatch.setattr(reviews, "SEEDS_NAMED", reviews.SEEDS)
     every = len(pairs(system, system.bugs))
     assert every > 1
     sampled, whole = (

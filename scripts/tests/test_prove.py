@@ -341,9 +341,14 @@ def test_a_claim_is_answered_by_a_counter_example(project, kata, history, pool):
     proof.record(judge(pool, kata, proof.bugs, kata.proof, 1))
     with pytest.raises(DojoError, match="press h first"):
         proof.claim(pool)
-    proof.hint(pool)
+    hint = proof.hint(pool)
+    assert proof.standing_hint == hint
     assert proof.claim(pool).message.startswith("5 times")
     assert history.proofs.all()[-1].claims == 1
+    assert proof.standing_hint.level is Level.INPUT
+    kata.proof.write_text(SCALES + SHIFTS)
+    proof.record(judge(pool, kata, proof.bugs, kata.proof, 1))
+    assert proof.standing_hint is None  # that version is caught now
 
 
 def test_time_that_is_up_ends_it(project, kata, history, pool):

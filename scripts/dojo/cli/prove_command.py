@@ -20,7 +20,14 @@ from dojo.practice.proving import ProofDebrief, Prover, prover
 from dojo.practice.session import refuse_in_interview
 from dojo.project import Project
 from dojo.runner.pool import Pool, runner_pool
-from dojo.wording.proofs import KEYS, event_lines, keys_line, session_table, task_lines
+from dojo.wording.proofs import (
+    KEYS,
+    event_lines,
+    hint_lines,
+    keys_line,
+    session_table,
+    task_lines,
+)
 from dojo.wording.quantities import minutes
 
 # What the first use of torch.testing imports; every run would pay for it.
@@ -117,9 +124,12 @@ def prove(prover: Prover, pool: Pool, *, once: bool = False) -> ProofDebrief | N
         try:
             for event in loop.events(KEYS, _TICK_SECONDS):
                 judged = isinstance(event, ProofJudged)
+                lines = event_lines(event, name)
                 if judged and has_keys:
                     click.clear()
-                for line in event_lines(event, name):
+                    hint = prover.standing_hint
+                    lines = [*task_lines(prover), "", *lines, *(hint_lines(hint) if hint else [])]
+                for line in lines:
                     click.echo(line)
                 if isinstance(event, ProofOver):
                     return event.debrief

@@ -75,7 +75,7 @@ class Prover:
         self.last: ProofJudgement | None = None
         self._history = history
         self._id = proof.id
-        self._hinted: tuple[str, Level] | None = None
+        self._hinted: tuple[str, ProofHint] | None = None
 
     def make_file(self) -> bool:
         """Write the template if there is no file yet, and say whether there was none."""
@@ -111,7 +111,7 @@ class Prover:
         bug, level = survivors[0], Level.BEHAVIOUR
         if self._hinted and self._hinted[0] in {one.id for one in survivors}:
             bug = self.kata.bug(self._hinted[0])
-            if self._hinted[1] is Level.INPUT:
+            if self._hinted[1].level is Level.INPUT:
                 later = survivors[survivors.index(bug) + 1 :]
                 if not later:
                     raise DojoError("no more hints: what is left was told, with an input each")
@@ -119,7 +119,7 @@ class Prover:
             else:
                 level = Level.INPUT
         hint = ProofHint(level, self._seen_by_the_kata(pool, bug))
-        self._hinted = (bug.id, level)
+        self._hinted = (bug.id, hint)
         self._history.proofs.add_hint(self._id)
         return hint
 
@@ -132,9 +132,17 @@ class Prover:
         if bug.id not in survivors:
             raise DojoError("your tests catch that version now; h tells of another")
         counter_example = self._seen_by_the_kata(pool, bug)
-        self._hinted = (bug.id, Level.INPUT)
+        self._hinted = (bug.id, ProofHint(Level.INPUT, counter_example))
         self._history.proofs.add_claim(self._id)
         return counter_example
+
+    @property
+    def standing_hint(self) -> ProofHint | None:
+        """Return the last hint, as long as the version that it is about survives."""
+        if self.last is None or self._hinted is None:
+            return None
+        bug_id, hint = self._hinted
+        return hint if any(bug.id == bug_id for bug in self.last.survivors) else None
 
     def _survivors(self) -> tuple[Bug, ...]:
         if self.last is None or self.last.problem:

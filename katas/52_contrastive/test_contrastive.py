@@ -1310,3 +1310,19 @@ def test_two_real_processes(impl, tmp_path):
         for name, value in each["state"].items():
             want = model.get_parameter(name).detach() - 0.01 * grads[name]
             assert_matches(value, want, f"{name} on process {rank} after a step")
+
+
+def test_a_run_has_two_ranks_and_batches_of_63(impl):
+    rows = set()
+
+    def note(module, inputs, _):
+        (x,) = inputs[:1] or (None,)
+        if module.training and isinstance(x, torch.Tensor) and x.shape[1:] == (24,):
+            rows.add(len(x))
+
+    hook = nn.modules.module.register_module_forward_hook(note)
+    try:
+        list(impl.run(0, 2))
+    finally:
+        hook.remove()
+    assert rows == {31, 32, 63}, f"rows of images in a forward pass of training: {sorted(rows)}"

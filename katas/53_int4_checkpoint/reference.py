@@ -63,7 +63,7 @@ def pack(values: Tensor) -> Tensor:
 
 def unpack(packed: Tensor, columns: int) -> Tensor:
     """Return the values, uint8 (N, columns), that `pack` has put into bytes."""
-    return torch.stack((packed & 15, packed >> 4), dim=2).flatten(1)[:, :columns].contiguous()
+    return torch.stack((packed & 15, packed >> 4), dim=2).flatten(1)[:, :columns]
 
 
 class Int4Linear(nn.Module):

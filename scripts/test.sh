@@ -6,8 +6,8 @@ usage() {
     cat <<'END'
 usage: scripts/test.sh [--all] [PYTEST OPTION]...
 
-Runs the project's own tests: style and types, the tools, every kata's bugs. Five to eight minutes
-on two cores; what an earlier run proved of a kata is not proved again until something it rests on
+Runs the project's own tests: style and types, the tools, every kata's bugs. Some ten minutes on
+two cores; what an earlier run proved of a kata is not proved again until something it rests on
 changes.
 
   --all     the full check, as CI runs it, an hour or so: also the slow tests (kills,
@@ -42,15 +42,15 @@ step "style and types"
 "$PYTHON" -m ruff format --check --quiet .
 "$PYTHON" -m mypy
 if [ "$ALL" ]; then
-    step "the tools, the slow tests among them: some fifteen minutes on two cores"
+    step "the tools, the slow tests among them: some twenty-five minutes on two cores"
     "$PYTHON" -m pytest scripts/tests -n auto --dist worksteal -q "$@"
     step "every kata: each test of each bug's killed_by, alone and in every pair: some forty minutes"
     "$PYTHON" -m dojo verify --whole
-    step "a sample of mutants: two minutes"
+    step "a sample of mutants: five minutes"
     "$PYTHON" -m dojo verify --mutants --sample 16
 else
-    step "the tools: two to four minutes on two cores (--all runs the slow tests too)"
+    step "the tools: four to seven minutes on two cores (--all runs the slow tests too)"
     "$PYTHON" -m pytest scripts/tests -n auto --dist worksteal -q -m "not slow" "$@"
-    step "every kata, unless it is as an earlier run proved it: two to four minutes"
+    step "every kata, unless it is as an earlier run proved it: three to five minutes"
     "$PYTHON" -m dojo verify
 fi

@@ -15,7 +15,7 @@ from dojo.learner.counting import Count, by_runs, count_gone
 from dojo.learner.saves import saves
 from dojo.runner.log import RunLog
 from dojo.runner.runner import Runner
-from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
+from dojo.testrun.results import RunResult, TestResult, Verdict, failed_functions
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Watching:
                     self._again = True
                 elif not self._again:
                     if event.result.whole:
-                        self._failing = _failed(event.result)
+                        self._failing = failed_functions(event.result.tests)
                     yield event
             elif isinstance(event, Failed | Logged | Counted):
                 if not self._again:  # else it is about an older text
@@ -222,11 +222,6 @@ class Watching:
         )
         if count is not None:
             self._happened.put(Counted(count, tested))
-
-
-def _failed(result: RunResult) -> set[str]:
-    """Return the test functions that failed; not those that did not end: they end the run."""
-    return {test.function for test in result.tests if test.outcome is Outcome.FAILED}
 
 
 @contextmanager

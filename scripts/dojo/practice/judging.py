@@ -10,7 +10,13 @@ from dojo.kata.kata import Kata
 from dojo.runner.pool import Pool
 from dojo.runner.runner import Runner
 from dojo.testrun.implementation import Text
-from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
+from dojo.testrun.results import (
+    RunResult,
+    TestResult,
+    Verdict,
+    failed_functions,
+    failing_functions,
+)
 
 _REFERENCE = "the reference"
 
@@ -88,7 +94,8 @@ def _judged(
         results[len(styles) : -1],
         results[-1],
     )
-    if changed := _failing(again) - _failing(on_correct[0]):
+    changed = failing_functions(again.tests) - failing_functions(on_correct[0].tests)
+    if changed:
         test = min(changed)
         why = "it depends on what ran before it, or on chance"
         problem = f"{test} passes on the reference, and fails when it runs there again: {why}"
@@ -98,24 +105,22 @@ def _judged(
         for style, result in zip(styles, on_correct, strict=True)
         for test in _first_failures(result)
     )
-    trusted = {test.function for test in on_correct[0].tests} - {
-        alarm.test.function for alarm in alarms
-    }
-    catching = [_asserting(result) & trusted for result in on_wrong]
-    caught = {test: tuple(_ids(bugs, catching, test)) for test in trusted}
-    order = dict.fromkeys(test.function for test in on_correct[0].tests)
+    refused = {alarm.test.function for alarm in alarms}
+    catching = [failed_functions(result.tests) - refused for result in on_wrong]
     return ProofJudgement(
         seed,
         seconds,
         alarms=alarms,
-        catches=tuple(Catch(test, caught[test]) for test in order if test in caught),
+        catches=tuple(
+            Catch(
+                test, tuple(b.id for b, tests in zip(bugs, catching, strict=True) if test in tests)
+            )
+            for test in dict.fromkeys(test.function for test in on_correct[0].tests)
+            if test not in refused
+        ),
         survivors=tuple(bug for bug, tests in zip(bugs, catching, strict=True) if not tests),
         versions=len(bugs),
     )
-
-
-def _ids(bugs: Sequence[Bug], catching: Sequence[set[str]], test: str) -> list[str]:
-    return [bug.id for bug, tests in zip(bugs, catching, strict=True) if test in tests]
 
 
 def _styled(solution: Path) -> tuple[str, str]:
@@ -127,26 +132,16 @@ def _styled(solution: Path) -> tuple[str, str]:
 
 def _problem(result: RunResult) -> str:
     """Return why a run on the reference says nothing of the proof; empty if it does."""
-    if result.verdict in (Verdict.PASSED, Verdict.FAILED):
+    if result.whole:
         return ""
     where = f" (in {result.running})" if result.running else ""
     return f"{result.detail}{where}"
 
 
-def _failing(result: RunResult) -> set[str]:
-    return {test.function for test in _first_failures(result)}
-
-
 def _first_failures(result: RunResult) -> list[TestResult]:
-    """Return each test function's first result that is no pass."""
-    bad = (Outcome.FAILED, Outcome.TIMEOUT, Outcome.ERROR)
+    """Return the first result of each test function that is no pass."""
     failures: dict[str, TestResult] = {}
     for test in result.tests:
-        if test.outcome in bad:
+        if failing_functions([test]):
             failures.setdefault(test.function, test)
     return list(failures.values())
-
-
-def _asserting(result: RunResult) -> set[str]:
-    """Return the tests that failed by an assertion or an exception: a time-out says nothing."""
-    return {test.function for test in result.tests if test.outcome is Outcome.FAILED}

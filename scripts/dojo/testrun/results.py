@@ -91,6 +91,11 @@ def failing_functions(results: Iterable[TestResult]) -> set[str]:
     return {result.function for result in results if result.outcome in bad}
 
 
+def failed_functions(results: Iterable[TestResult]) -> set[str]:
+    """Return those that an assertion or an exception ended; a time-out says nothing."""
+    return {result.function for result in results if result.outcome is Outcome.FAILED}
+
+
 def solved(results: Sequence[TestResult]) -> bool:
     """Say whether some test passed and none failed."""
     outcomes = {result.outcome for result in results}

@@ -1,6 +1,7 @@
 """Proofs: tests that a learner writes, judged on correct versions and on wrong ones."""
 
 import os
+import queue
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from dojo.cli import main
+from dojo.cli.lines import Lines
 from dojo.errors import DojoError
 from dojo.history.history import History
 from dojo.history.proofs import Goal
@@ -411,6 +413,20 @@ def test_a_session_of_proofs_ends_with_the_time_and_says_how_it_went(project, ka
     undo = CliRunner().invoke(main, ["undo", "scale", "--proof"], obj=project)
     assert undo.exit_code == 0
     assert kata.proof.read_text() == SCALES
+
+
+def test_lines_go_to_whoever_listens_and_to_nobody_before(monkeypatch):
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as stream, os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdin", stream)
+        lines = Lines()
+        for letter in "ab":  # one proof after another
+            heard = queue.SimpleQueue()
+            with lines.to(heard.put):
+                print(letter, file=pipe, flush=True)
+                assert heard.get(timeout=10) == f"{letter}\n"
+        pipe.close()
+        assert not lines.next_letter()  # the reader has come to its end
 
 
 @pytest.mark.parametrize("kata", KATAS, ids=lambda kata: kata.name)

@@ -1,5 +1,7 @@
-"""Writes a file that the user named, or says in one line why not."""
+"""Where output goes: a file that the user named, or one line why not there; the full screen."""
 
+import os
+import sys
 from pathlib import Path
 
 from dojo.errors import DojoError
@@ -18,3 +20,9 @@ def write(path: Path, text: str, *, overwrite: bool = True) -> None:
         write_atomically(path, text.encode())
     except OSError as error:
         raise DojoError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def has_screen(plain: bool) -> bool:
+    """Say whether the full screen is to be used: in a terminal that can, unless plain is asked."""
+    simple = plain or os.environ.get("TERM") == "dumb"
+    return not simple and sys.stdin.isatty() and sys.stdout.isatty()

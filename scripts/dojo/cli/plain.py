@@ -1,15 +1,10 @@
 """A practice session as plain lines: for pipes, screen readers and simple terminals."""
 
-import queue
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
 import click
 
 from dojo.cli.diff import colour_diff
 from dojo.cli.events import event_lines
+from dojo.cli.lines import Lines
 from dojo.errors import typed
 from dojo.history.sessions import Ending
 from dojo.learner.watcher import watching
@@ -37,11 +32,11 @@ _TICK_SECONDS = 0.5
 class Plain:
     """Leads through a session in lines."""
 
-    def __init__(self, practice: Practice, runner: Runner) -> None:
-        """Take a session that begins or is taken up again."""
+    def __init__(self, practice: Practice, runner: Runner, lines: Lines) -> None:
+        """Take a session that begins or is taken up again, and where lines come from."""
         self._practice = practice
         self._runner = runner
-        self._lines = _Lines()
+        self._lines = lines
 
     def lead(self) -> bool:
         """Go through the katas that are left; say whether the session came to its end."""
@@ -93,48 +88,6 @@ class Plain:
         """Wait for a line before the next kata; go on at once where none can come."""
         click.echo(f"\n{CLOCK_STANDS} {GO_ON}, q stops here.")
         return self._lines.next_letter() != "q"
-
-
-class _Lines:
-    """The lines on standard input."""
-
-    def __init__(self) -> None:
-        self._take: Callable[[str], None] | None = None
-        self._waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    @contextmanager
-    def to(self, take: Callable[[str], None]) -> Iterator[None]:
-        """Have lines go there while the block runs, and what was typed before it too."""
-        with self._lock:
-            self._take = take
-            while not self._waiting.empty():
-                take(self._waiting.get())
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._take = None
-
-    def next_letter(self) -> str:
-        """Wait for a line and return its first letter; empty also where no line comes any more."""
-        while True:
-            try:
-                return self._waiting.get(timeout=_TICK_SECONDS).strip()[:1].lower()
-            except queue.Empty:
-                if self._ended.is_set():
-                    return ""
-
-    def _read(self) -> None:
-        for line in sys.stdin:
-            with self._lock:
-                if self._take:
-                    self._take(line)
-                else:
-                    self._waiting.put(line)
-        self._ended.set()
 
 
 def _print_debrief(debrief: Debrief) -> None:

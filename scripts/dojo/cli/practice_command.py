@@ -1,12 +1,14 @@
 """kata practice: katas against the clock."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
+from functools import partial
 
 import click
 
+from dojo.cli.lines import Lines
+from dojo.cli.output import has_screen
 from dojo.errors import DojoError, typed
 from dojo.files import write_atomically
 from dojo.history.history import History
@@ -119,7 +121,7 @@ def command(
             raise click.UsageError("--prove goes with --minutes, --katas, --topic, --level, --seed")
         _prove(project, wishes)
         return
-    lead = _lead(plain)
+    lead = _lead(plain, Lines())
     with (
         session.alone(project),
         Runner(project) as runner,  # it gets warm while the brief is read
@@ -140,7 +142,7 @@ def _prove(project: Project, wishes: Wishes) -> None:
 
     with session.alone(project), History(project.history) as history:
         katas = [] if wishes.named else catalogue.load_all(project)
-        lead(project, history, plan_proofs(katas, history, wishes), wishes.seed)
+        lead(project, history, plan_proofs(katas, history, wishes), Lines(), wishes.seed)
 
 
 def _rounds(project: Project, *, plain: bool, day: date | None) -> None:
@@ -157,7 +159,8 @@ def _rounds(project: Project, *, plain: bool, day: date | None) -> None:
                 _end(left)
             return session.begin(project, history, planned)
 
-        rounds = Rounds(project, history, begin, _lead(plain), plain=plain)
+        lines = Lines()
+        rounds = Rounds(project, history, begin, _lead(plain, lines), lines, plain=plain)
         try:
             rounds.daily(day) if day else rounds.mix()
         except KeyboardInterrupt:
@@ -165,16 +168,15 @@ def _rounds(project: Project, *, plain: bool, day: date | None) -> None:
             raise SystemExit(130) from None
 
 
-def _lead(plain: bool) -> Callable[[Practice, Runner], bool]:
+def _lead(plain: bool, lines: Lines) -> Callable[[Practice, Runner], bool]:
     """Return what leads through a session: on the full screen, where there is one."""
-    simple = plain or os.environ.get("TERM") == "dumb"
-    return _plain if simple or not (sys.stdin.isatty() and sys.stdout.isatty()) else _full_screen
+    return _full_screen if has_screen(plain) else partial(_plain, lines=lines)
 
 
-def _plain(practice: Practice, runner: Runner) -> bool:
+def _plain(practice: Practice, runner: Runner, lines: Lines) -> bool:
     from dojo.cli.plain import Plain
 
-    return Plain(practice, runner).lead()
+    return Plain(practice, runner, lines).lead()
 
 
 def _full_screen(practice: Practice, runner: Runner) -> bool:

@@ -1,13 +1,12 @@
 """kata prove: write the tests that expose a kata's bugs."""
 
-import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import click
 
 from dojo.cli.keys import key_presses
+from dojo.cli.lines import Lines
 from dojo.errors import typed
 from dojo.history.history import History
 from dojo.history.proofs import Goal
@@ -87,14 +86,18 @@ def command(
         if reset and proof.restart():
             click.echo(f"your text is kept: {typed('undo', kata.name, '--proof')}")
         proof.make_file()
-        debrief = prove(proof, pool, once=once)
+        debrief = prove(proof, pool, Lines(), once=once)
         missed = debrief is not None and debrief.proof.ending is Ending.MISSED
     if missed or (once and not proof.reached):
         raise SystemExit(1)
 
 
 def lead(
-    project: Project, history: History, planned: Sequence[PlannedProof], seed: int | None
+    project: Project,
+    history: History,
+    planned: Sequence[PlannedProof],
+    lines: Lines,
+    seed: int | None,
 ) -> None:
     """Lead through proofs against the clock, one kata after another, and say how they went."""
     debriefs = []
@@ -106,7 +109,7 @@ def lead(
             click.echo(
                 f"Proof {number} of {len(planned)}, {minutes(plan.budget)} minutes from now."
             )
-            debrief = prove(proof, pool)
+            debrief = prove(proof, pool, lines)
             if debrief is None:
                 break
             debriefs.append(debrief)
@@ -114,12 +117,14 @@ def lead(
         click.echo(f"\n{session_table(debriefs)}")
 
 
-def prove(prover: Prover, pool: Pool, *, once: bool = False) -> ProofDebrief | None:
+def prove(
+    prover: Prover, pool: Pool, input_lines: Lines, *, once: bool = False
+) -> ProofDebrief | None:
     """Judge a proof at every save until it ends; return how it went, if it came to its end."""
     name = prover.kata.name
     for line in task_lines(prover):
         click.echo(line)
-    with proving(prover, pool) as loop, _keys(loop, once) as has_keys:
+    with proving(prover, pool) as loop, _keys(loop, input_lines, once) as has_keys:
         click.echo(f"{prover.kata.proof}" + (f"\n{keys_line()}" if has_keys else ""))
         try:
             for event in loop.events(KEYS, _TICK_SECONDS):
@@ -143,17 +148,14 @@ def prove(prover: Prover, pool: Pool, *, once: bool = False) -> ProofDebrief | N
 
 
 @contextmanager
-def _keys(loop: ProofLoop, once: bool) -> Iterator[bool]:
+def _keys(loop: ProofLoop, lines: Lines, once: bool) -> Iterator[bool]:
     """Pass keys on, or where there are none the first letters of lines."""
     if once:
         yield False
         return
     with key_presses(loop.press) as has_keys:
-        if not has_keys:
-            threading.Thread(target=_read_lines, args=(loop,), daemon=True).start()
-        yield has_keys
-
-
-def _read_lines(loop: ProofLoop) -> None:
-    for line in sys.stdin:
-        loop.press(line.strip().lower())
+        if has_keys:
+            yield True
+            return
+        with lines.to(lambda line: loop.press(line.strip().lower())):
+            yield False

@@ -1,8 +1,6 @@
 """kata review: find bugs by reading."""
 
-import os
 import random
-import sys
 from pathlib import Path
 
 import click
@@ -112,11 +110,9 @@ def command(
 
 def read(desk: Desk, *, plain: bool) -> bool:
     """Lead through the requests on a desk, and say what came of them; say if none is left."""
-    simple = plain or os.environ.get("TERM") == "dumb"
-    full = not simple and sys.stdin.isatty() and sys.stdout.isatty()
     interrupted = False
     try:
-        _full_screen(desk) if full else _plain(desk)
+        _full_screen(desk) if output.has_screen(plain) else _plain(desk)
     except KeyboardInterrupt:
         click.echo()
         interrupted = True

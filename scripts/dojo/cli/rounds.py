@@ -5,6 +5,7 @@ from datetime import date
 
 import click
 
+from dojo.cli.lines import Lines
 from dojo.cli.prove_command import IMPORTS, prove
 from dojo.cli.review_command import read
 from dojo.errors import typed
@@ -38,13 +39,21 @@ class Rounds:
     """Leads through reviews, hunts and proofs, one after another."""
 
     def __init__(
-        self, project: Project, history: History, begin: Begin, lead: Lead, *, plain: bool
+        self,
+        project: Project,
+        history: History,
+        begin: Begin,
+        lead: Lead,
+        lines: Lines,
+        *,
+        plain: bool,
     ) -> None:
-        """Take how a session of hunts begins, and how it is led."""
+        """Take how a session of hunts begins, how it is led, and where lines come from."""
         self._project = project
         self._history = history
         self._begin = begin
         self._lead = lead
+        self._lines = lines
         self._plain = plain
 
     def daily(self, day: date) -> None:
@@ -113,5 +122,5 @@ class Rounds:
             )
             proof.make_file()
             click.echo(kata.brief.read_text(encoding="utf-8"))
-            debrief = prove(proof, pool)
+            debrief = prove(proof, pool, self._lines)
         return None if debrief is None else debrief.proof.ending is Ending.SOLVED

@@ -95,7 +95,7 @@ class Rounds:
         if asked.discipline is Discipline.HUNT:
             return self._hunt([Planned(kata, (asked.bug.id,), budget)])
         if asked.discipline is Discipline.PROOF:
-            return self._prove(PlannedProof(kata, Goal.ONE, budget), (asked.bug.id,))
+            return self._prove(PlannedProof(kata, Goal.ONE, budget), asked.bug.id)
         desk = Desk(supply(self._project, seed=asked.seed), self._history, count=REQUESTS)
         if not read(desk, plain=self._plain):
             return None
@@ -109,16 +109,11 @@ class Rounds:
                 return None
         return all(one.ending is Ending.SOLVED for one in practice.exercises())
 
-    def _prove(self, wanted: PlannedProof, bugs: tuple[str, ...] = ()) -> bool | None:
-        kata, history = wanted.kata, self._history
-        left = history.proofs.unfinished(kata.name)
-        if bugs and (left is None or left.versions != bugs):
-            history.proofs.begin(kata.name, wanted.goal, bugs, wanted.budget)
+    def _prove(self, wanted: PlannedProof, bug: str | None = None) -> bool | None:
+        kata = wanted.kata
         with runner_pool(self._project, imports=IMPORTS) as pool:
-            proof = (
-                prover(self._project, kata, history)
-                if bugs
-                else prover(self._project, kata, history, wanted.goal, budget=wanted.budget)
+            proof = prover(
+                self._project, kata, self._history, wanted.goal, budget=wanted.budget, bug=bug
             )
             proof.make_file()
             click.echo(kata.brief.read_text(encoding="utf-8"))

@@ -189,13 +189,18 @@ def prover(
     goal: Goal | None = None,
     seed: int | None = None,
     budget: float | None = None,
+    bug: str | None = None,
 ) -> Prover:
-    """Go on with the kata's proof that was left, or begin one where something is asked for."""
+    """Go on with the kata's proof that was left, or begin one where something is asked for.
+
+    That of one bug goes on if it was left, and begins otherwise.
+    """
     left = history.proofs.unfinished(kata.name)
     known = left is not None and all(map(_known(kata), left.versions))
-    if left is None or not known or (goal, seed, budget) != (None, None, None):
-        goal = goal or Goal.ALL
-        versions = draw_versions(kata, goal, seed)
+    asked = left is None or left.versions != (bug,) if bug else (goal, seed, budget) != (None,) * 3
+    if left is None or not known or asked:
+        goal = Goal.ONE if bug else goal or Goal.ALL
+        versions = (bug,) if bug else draw_versions(kata, goal, seed)
         left = history.proofs.begin(kata.name, goal, versions, budget)
     return Prover(project, kata, history, left)
 

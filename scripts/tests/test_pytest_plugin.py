@@ -417,3 +417,15 @@ def test_what_a_fixture_runs_is_guarded_too(run_pytest, system):
     system.botched.write_text(loops)
     result = run_pytest("katas/02_descent", "--kata-timeout", "0.5", timeout=60)
     assert "still running after 0.5 s" in result.stdout
+
+
+@pytest.mark.parametrize("option", ["-q", "-vv"])
+def test_lists_that_differ_at_length_take_no_time(run_pytest, kata, monkeypatch, option):
+    kata.tests.write_text(
+        "def test_rows(impl):\n"
+        "    assert {i: 7919 * i % 1009 for i in range(1009)} == {i: i for i in range(1009)}\n"
+    )
+    monkeypatch.setenv("CI", "true")
+    result = run_pytest("katas/01_scale", option, "--kata-timeout", "2")
+    assert "1 failed" in result.stdout
+    assert "still running" not in result.stdout

@@ -264,11 +264,24 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         yield
         return
     started = time.process_time()
+    guarded = guards.contained(_seconds_allowed(item.config))
     try:
-        with guards.contained(_seconds_allowed(item.config)), _by_the_book(item):
+        with guarded, _by_the_book(item), _short_comparisons():
             yield
     finally:
         item.stash[_seconds] = time.process_time() - started
+
+
+@contextlib.contextmanager
+def _short_comparisons() -> Iterator[None]:
+    """Have pytest not believe itself on CI, where it compares at length what `==` compared.
+
+    Of a thousand numbers that takes minutes, and the test would be said not to end.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("CI", "BUILD_NUMBER"):
+            patch.delenv(name, raising=False)
+        yield
 
 
 def pytest_enter_pdb() -> None:

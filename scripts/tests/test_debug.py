@@ -104,3 +104,19 @@ def test_a_breakpoint_where_nobody_can_answer_is_told_by_plain_pytest(run_pytest
     result = run_pytest("katas/01_scale", *options, stdin=subprocess.DEVNULL)
     assert result.returncode == 1
     assert "none is at hand: use scripts/debug.sh" in result.stdout
+
+
+def test_a_key_of_watch_hands_the_terminal_to_pdb_and_takes_it_back(project, kata):
+    kata.botched.write_text(WRONG)
+    with in_terminal([sys.executable, "-m", "dojo", "watch", "scale"], project) as terminal:
+        terminal.wait_for("a verdict", "0 of 1 bug fixed")
+        terminal.press("b")
+        terminal.wait_for("a prompt", r"\(Pdb\)")
+        terminal.press("up\n")
+        terminal.wait_for("its caller", "return helper")
+        terminal.press("\x03")  # Ctrl-C is pdb's
+        terminal.press("q\n")
+        terminal.wait_for("the keys again", "b debug")
+        terminal.press("x")
+        terminal.wait_for("other data", "Other random data")
+        terminal.press("q")

@@ -18,7 +18,19 @@ from dojo.learner.player import Player
 from dojo.learner.watcher import Counted, Key, Later, Logged, Ran, Tick, Typed, watching
 from dojo.practice import loop, session
 from dojo.practice.debrief import PROBE_COSTS
-from dojo.practice.loop import FreeHunt, Note, Noted, Probed, Probing, Refused, RunLogged, TimedHunt
+from dojo.practice.loop import (
+    Debugging,
+    FreeHunt,
+    Note,
+    Noted,
+    Probed,
+    Probing,
+    Refused,
+    RunLogged,
+    Showing,
+    Shown,
+    TimedHunt,
+)
 from dojo.practice.planning import INTERVIEW_PLANTS, Planned, Wishes, choose_bugs, plan
 from dojo.practice.retrospect import look_back
 from dojo.runner.log import RunLog
@@ -202,6 +214,26 @@ def test_a_probe_costs_points_and_says_what_it_saw(practice, history, monkeypatc
     practice.finish(hunt.round, Ending.MISSED)
     (debrief,) = practice.debriefs()
     assert [move.kind for _, move in debrief.retrospect.moves()] == [MoveKind.PROBE]
+
+
+def test_heat_maps_are_drawn_aside_and_what_stops_that_is_said(practice, monkeypatch):
+    hunt = TimedHunt(practice.next_round())
+    monkeypatch.setattr(hunt.round, "interview", False)
+    monkeypatch.setattr(loop, "show", lambda project, name: f"wrote {name}.html")
+    shown = Shown("wrote 02_descent.html")
+    assert [*hunt.events(Working(Key("v")), PRACTICE, 0.1)] == [Showing(), shown]
+    assert event_lines(shown, "02_descent") == ["wrote 02_descent.html"]
+
+
+@pytest.mark.parametrize("key", ["b", "v"])
+def test_what_names_the_tests_opens_with_their_names(practice, monkeypatch, key):
+    hunt = TimedHunt(practice.next_round())
+    (refused,) = hunt.events(Working(Key(key)), PRACTICE, 0.1)
+    assert "opens once half the time is gone" in event_lines(refused, "02_descent")[0]
+    monkeypatch.setattr(hunt.round, "budget", 0.0)
+    monkeypatch.setattr(loop, "show", lambda project, name: "")
+    event, *_ = hunt.events(Working(Key(key)), PRACTICE, 0.1)
+    assert event == {"b": Debugging("02_descent"), "v": Showing()}[key]
 
 
 def test_a_probe_that_cannot_be_had_is_refused_with_the_reason(hunt, monkeypatch):

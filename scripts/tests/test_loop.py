@@ -283,7 +283,7 @@ def pressed(hunt, *characters):
 
 def test_what_ends_a_kata_is_asked_twice(timed):
     hunt = timed(budget=100.0)
-    assert pressed(hunt, "s", "x") == [Questioned(Action.SKIP)]
+    assert pressed(hunt, "s", "?") == [Questioned(Action.SKIP)]
     assert pressed(hunt, "y") == []  # the question is past
     assert pressed(hunt, "r", "s", "y") == [
         Questioned(Action.REVEAL),
@@ -323,7 +323,7 @@ def test_a_hint_that_waits_comes_in_a_quiet_session_too(timed):
 def test_keys_are_actions_and_unknown_ones_nothing(free):
     class Watcher:
         def events(self, tick_seconds):
-            yield from (Key("x"), Started(), Key("n"), Started())
+            yield from (Key("?"), Started(), Key("n"), Started())
 
     events = free.events(Watcher(), {"n": Action.NEXT}, 0.1)
     assert list(events) == [RunStarted(), NextKata()]
@@ -332,13 +332,14 @@ def test_keys_are_actions_and_unknown_ones_nothing(free):
 def test_every_key_has_its_word_and_each_action_a_key():
     assert (
         keys_line(PRACTICE)
-        == "h hint  1-9 on that bug  n ... note of what you suspect  i probe  d diff  "
-        "p pause  s skip  r reveal  q quit"
+        == "h hint  1-9 on that bug  d diff  p pause  s skip  r reveal  q quit  "
+        "n ... note of what you suspect  i probe  b debug  v heat maps  x new data"
     )
-    assert keys_line(PRACTICE, hints=False).startswith("n ... note of what you suspect  i probe")
+    assert keys_line(PRACTICE, hints=False).startswith("d diff  p pause")
     assert (
         keys_line(WATCH)
-        == "h hint  1-9 on that bug  i probe  d diff  r reset  u undo  n next kata  q quit"
+        == "h hint  1-9 on that bug  d diff  r reset  u undo  n next kata  q quit  "
+        "i probe  b debug  v heat maps  x new data"
     )
     assert {*PRACTICE.values(), *WATCH.values()} == set(Action) == set(WORDS)
 

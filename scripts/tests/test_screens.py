@@ -161,6 +161,19 @@ def test_curves_stand_below_the_tests_and_a_probe_in_their_place(
         lead(PracticeApp(practice, runner), script, size=(140, 60))
 
 
+def test_without_a_terminal_of_its_own_the_debugger_says_what_to_type(begin):
+    app, _ = begin(300.0)
+
+    async def script(pilot):
+        await wait_for(pilot, "fails: test_scale")
+        await pilot.press("b")
+        await wait_for(pilot, "type scripts/debug.sh 01_scale there")
+        await pilot.press("x")
+        await wait_for(pilot, "Other random data from now on.")
+
+    lead(app, script)
+
+
 def test_skip_and_reveal_ask_first_and_the_next_kata_follows(begin):
     app, practice = begin(300.0, 200.0)
 

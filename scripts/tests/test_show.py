@@ -8,9 +8,11 @@ import pytest
 from click.testing import CliRunner
 
 from dojo.cli import main
+from dojo.errors import DojoError
 from dojo.instruments.comparisons import Comparison
 from dojo.kata import kata_toml
 from dojo.learner.player import Judgement, Planting
+from dojo.practice import asides
 from dojo.testrun.results import Outcome, RunResult, TestResult
 from dojo.wording.comparisons_page import render_comparisons
 from dojo.wording.runs import failure_lines, run_lines
@@ -198,3 +200,11 @@ def test_the_first_failure_alone_comes_with_its_map():
     assert lines[7:9] == ["      sums: 3 of 8 values are wrong", "      Only row 1 is wrong."]
     assert lines[9] == "  2 of 2 tests fail, 0.10 s"
     assert failure_lines(tests[0]) == lines[:3]
+
+
+@pytest.mark.own_process
+def test_a_hunt_has_the_page_written(project, table, kata):
+    said = asides.show(project, "table")
+    assert said == f"wrote {project.state / 'show' / '02_table.html'}"
+    with pytest.raises(DojoError, match=r"^01_scale: .*none of them by values that can be drawn"):
+        asides.show(project, kata.name)

@@ -71,6 +71,19 @@ def test_a_save_during_a_run_cancels_it_and_the_newest_text_is_judged(kata):
     assert len(runner.seeds) == 1  # numbers compare from save to save
 
 
+def test_other_random_data_is_kept_too(kata):
+    runner = SlowRunner()
+    runner.release.set()
+    with watching(kata, runner, ()) as watcher:
+        events = watcher.events(0.1)
+        next_of(Ran, events)
+        watcher.reseed()
+        next_of(Ran, events)
+        kata.botched.write_text("# new\n")
+        next_of(Ran, events)
+    assert len(runner.seeds) == 2
+
+
 def test_keys_come_through_while_tests_run(kata):
     runner = SlowRunner()
     with watching(kata, runner, ()) as watcher:

@@ -153,8 +153,8 @@ def _keys(loop: ProofLoop, lines: Lines, once: bool) -> Iterator[bool]:
     if once:
         yield False
         return
-    with key_presses(loop.press) as has_keys:
-        if has_keys:
+    with key_presses(loop.press) as keys:
+        if keys:
             yield True
             return
         with lines.to(lambda line: loop.press(line.strip().lower())):

@@ -13,7 +13,16 @@ from dojo.kata import catalogue, kata_toml
 from dojo.kata.kata import Kata
 from dojo.learner.player import Player
 from dojo.learner.watcher import watching
-from dojo.practice.loop import BugsCounted, Event, FreeHunt, NextKata, RunFails, RunJudged
+from dojo.practice.asides import debug
+from dojo.practice.loop import (
+    BugsCounted,
+    Debugging,
+    Event,
+    FreeHunt,
+    NextKata,
+    RunFails,
+    RunJudged,
+)
 from dojo.project import Project
 from dojo.runner.runner import Runner
 from dojo.wording.keys import WATCH, keys_line
@@ -54,19 +63,24 @@ class _Screen:
         planted = self._player.planting().bugs
         with (
             watching(kata, self._runner, planted) as watcher,
-            key_presses(watcher.press) as has_keys,
+            key_presses(watcher.press) as keys,
         ):
-            click.echo(f"watching {kata.botched}" + (f"\n{keys_line(WATCH)}" if has_keys else ""))
+            click.echo(f"watching {kata.botched}" + (f"\n{keys_line(WATCH)}" if keys else ""))
             try:
                 for event in hunt.events(watcher, WATCH, _TICK_SECONDS):
                     if isinstance(event, NextKata):
                         return True
-                    self._print(event, has_keys)
+                    if isinstance(event, Debugging) and keys:
+                        with keys.away():
+                            debug(self._player.project, event.name)
+                        click.echo(_fit(keys_line(WATCH)))
+                    else:
+                        self._print(event, has_keys=keys is not None)
             except KeyboardInterrupt:
                 click.echo()
         return False
 
-    def _print(self, event: Event, has_keys: bool) -> None:
+    def _print(self, event: Event, *, has_keys: bool) -> None:
         about_run = isinstance(event, RunFails | RunJudged | BugsCounted)
         if isinstance(event, RunFails) and not has_keys:
             return  # the verdict, which takes its place on a screen, says it again

@@ -95,7 +95,7 @@ class Watching:
     The result that comes out is always that of the newest text: its revision says which. Once it
     is out, a system runs for its log, and the planted bugs that are gone are counted, unless the
     file is saved again. Every run has the same random data, so that numbers compare from save to
-    save.
+    save, until other data is asked for.
     """
 
     def __init__(self, kata: Kata, runner: Runner, planted: Sequence[Bug]) -> None:
@@ -121,6 +121,11 @@ class Watching:
     def type(self, line: str) -> None:
         """Take a line, from any thread."""
         self._happened.put(Typed(line))
+
+    def reseed(self) -> None:
+        """Run the tests on other random data, now and from now on; from any thread."""
+        self._seed = secrets.randbelow(2**31)
+        self._happened.put(_Saved())
 
     def events(self, tick_seconds: float) -> Iterator[Happening]:
         """Yield what happens, from a first run on; a tick where nothing does."""

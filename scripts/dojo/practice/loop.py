@@ -31,12 +31,18 @@ from dojo.learner.watcher import (
     Watching,
 )
 from dojo.learner.workspace import Backup
+from dojo.practice.asides import show
 from dojo.practice.session import Names, Round
 from dojo.runner.log import RunLog
 from dojo.testrun.results import RunResult, TestResult, Verdict
 
 _WARNINGS = (300.0, 60.0)  # seconds left
 _DIGITS = set("123456789")
+# Why nothing opens that says which tests fail.
+_NAMELESS = {
+    Names.LATER: "This says which tests fail: it opens once half the time is gone.",
+    Names.NEVER: "This says which tests fail, and this session does not.",
+}
 
 
 class Action(Enum):
@@ -45,6 +51,9 @@ class Action(Enum):
     HINT = auto()
     NOTE = auto()
     PROBE = auto()
+    DEBUG = auto()
+    SHOW = auto()
+    RESEED = auto()
     DIFF = auto()
     PAUSE = auto()
     SKIP = auto()
@@ -123,6 +132,30 @@ class Probed:
     """What a probe saw."""
 
     facts: Facts
+
+
+@dataclass(frozen=True)
+class Debugging:
+    """The debugger wants the terminal; where an interface has none to give, it says so."""
+
+    name: str  # of the kata
+
+
+@dataclass(frozen=True)
+class Showing:
+    """The page of failed comparisons is written; where it is follows."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """It is written."""
+
+    said: str  # where
+
+
+@dataclass(frozen=True)
+class Reseeded:
+    """The tests run on other random data from now on."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +249,10 @@ Event = (
     | BugsCounted
     | Probing
     | Probed
+    | Debugging
+    | Showing
+    | Shown
+    | Reseeded
     | Hinted
     | HintWaits
     | Noted
@@ -250,10 +287,19 @@ class Hunt(ABC):
             watcher.planted = self._player.planting().bugs  # for a text of another attempt
             for event in self._events_of(happened, keys):
                 yield event
-                if isinstance(event, Probing):
-                    watcher.later(self.probe)
+                self.serve(event, watcher)
             if self.over:
                 return
+
+    def serve(self, event: Event, watcher: Watching) -> None:
+        """Have the watcher do what an event says is done now."""
+        match event:
+            case Probing():
+                watcher.later(self._probe)
+            case Showing():
+                watcher.later(self._show)
+            case Reseeded():
+                watcher.reseed()
 
     def _events_of(self, happened: Happening, keys: Mapping[str, Action]) -> Iterator[Event]:
         match happened:
@@ -264,9 +310,13 @@ class Hunt(ABC):
             case _:
                 yield from self.handle(happened)
 
-    def probe(self) -> Facts:
+    def _probe(self) -> Probed:
         """Return what a probe of the learner's file sees, or raise `DojoError`; takes seconds."""
-        return probe(self._player.project, self._player.kata)
+        return Probed(probe(self._player.project, self._player.kata))
+
+    def _show(self) -> Shown:
+        """Write the page of failed comparisons, or raise `DojoError`; takes seconds."""
+        return Shown(show(self._player.project, self._player.kata.name))
 
     def _pressed(self, character: str, keys: Mapping[str, Action]) -> Iterator[Event]:
         questioned, self._questioned = self._questioned, None
@@ -327,8 +377,14 @@ class Hunt(ABC):
             case Action.PROBE:
                 self._player.look(MoveKind.PROBE)
                 yield Probing()
-            case Later(Facts() as facts):
-                yield Probed(facts)
+            case Action.DEBUG:
+                yield Debugging(self._player.kata.name)
+            case Action.SHOW:
+                yield Showing()
+            case Action.RESEED:
+                yield Reseeded()
+            case Later(Probed() | Shown() as done):
+                yield done
             case Later(DojoError() as error):
                 raise error
             case Counted(count, revision):
@@ -425,6 +481,8 @@ class TimedHunt(Hunt):
                 yield Ended(Ending.SKIPPED)
             case Action.REVEAL:
                 yield Ended(Ending.REVEALED)
+            case Action.DEBUG | Action.SHOW if self.round.names is not Names.SHOWN:
+                raise DojoError(_NAMELESS[self.round.names])
             case Failed(test) if not self.round.may_name(test):
                 pass
             case Logged() if self.round.names is Names.NEVER:

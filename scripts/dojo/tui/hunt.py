@@ -6,7 +6,7 @@ from typing import ClassVar
 from rich.console import Group
 from rich.text import Text
 from textual import work
-from textual.app import ComposeResult
+from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Horizontal, VerticalScroll
 from textual.message import Message
@@ -30,19 +30,20 @@ from dojo.learner.watcher import (
     Watching,
     watching,
 )
+from dojo.practice.asides import debug
 from dojo.practice.debrief import HINT_COSTS, PROBE_COSTS
 from dojo.practice.loop import (
     Action,
     Asked,
     BugsCounted,
     Compared,
+    Debugging,
     Ended,
     Event,
     Hinted,
     HintOn,
     Note,
     Probed,
-    Probing,
     RunFails,
     RunJudged,
     RunLogged,
@@ -188,6 +189,8 @@ class HuntScreen(Screen[Ending | None]):
         """Take what happened to the hunt, and what comes of it to the screen."""
         for event in self._hunt.handle(happened):
             self._show_event(event)
+            if self._watcher:
+                self._hunt.serve(event, self._watcher)
         if not self._hunt.over:
             self._show_clock()
 
@@ -204,10 +207,8 @@ class HuntScreen(Screen[Ending | None]):
             case RunLogged():
                 self._logged = event
                 self._show_run_again()
-            case Probing():
-                self._note(event_line(event))
-                if self._watcher:
-                    self._watcher.later(self._hunt.probe)
+            case Debugging(name):
+                self._debug(name, event)
             case Probed(facts):
                 self._note("")
                 self._shows_other = Action.PROBE
@@ -226,6 +227,14 @@ class HuntScreen(Screen[Ending | None]):
                 self._note("" if text in given else text)
             case _:
                 self._note(event_line(event))
+
+    def _debug(self, name: str, event: Debugging) -> None:
+        """Give the terminal to the debugger, and take it back once that has ended."""
+        try:
+            with self.app.suspend():
+                debug(self._round.player.project, name)
+        except SuspendNotSupported:
+            self._note(event_line(event))
 
     def _show_run(self, event: RunJudged) -> None:
         if self._judged is None or self._judged.result is not event.result:

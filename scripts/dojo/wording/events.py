@@ -1,7 +1,9 @@
 """What is said of the events of a hunt, in every interface with the same words."""
 
+from dojo.errors import typed
 from dojo.practice.loop import (
     Compared,
+    Debugging,
     Event,
     Hinted,
     HintWaits,
@@ -11,6 +13,9 @@ from dojo.practice.loop import (
     Questioned,
     Refused,
     Replanted,
+    Reseeded,
+    Showing,
+    Shown,
     TimeLeft,
     Undone,
 )
@@ -24,10 +29,16 @@ COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 def event_line(event: Event) -> str:
     """Return an event in one line; empty where there is nothing to say, or more than a line."""
     match event:
-        case Hinted(text) | Refused(text):
+        case Hinted(text) | Refused(text) | Shown(text):
             return text
         case Probing():
             return "Probing the model ..."
+        case Debugging(name):
+            return f"The debugger needs a terminal of its own: type {typed('debug', name)} there."
+        case Showing():
+            return "Drawing heat maps ..."
+        case Reseeded():
+            return "Other random data from now on."
         case HintWaits():
             return "The hint comes once it is known which bugs are fixed."
         case Noted():

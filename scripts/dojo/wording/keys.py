@@ -4,29 +4,39 @@ from collections.abc import Mapping
 
 from dojo.practice.loop import Action
 
+_LOOKS = {
+    "i": Action.PROBE,
+    "b": Action.DEBUG,
+    "v": Action.SHOW,
+    "x": Action.RESEED,
+}
+# In the order of how badly they are missed where a narrow screen has no room for all.
 PRACTICE = {
     "h": Action.HINT,
-    "n": Action.NOTE,
-    "i": Action.PROBE,
     "d": Action.DIFF,
     "p": Action.PAUSE,
     "s": Action.SKIP,
     "r": Action.REVEAL,
     "q": Action.QUIT,
+    "n": Action.NOTE,
+    **_LOOKS,
 }
 WATCH = {
     "h": Action.HINT,
-    "i": Action.PROBE,
     "d": Action.DIFF,
     "r": Action.RESET,
     "u": Action.UNDO,
     "n": Action.NEXT,
     "q": Action.QUIT,
+    **_LOOKS,
 }
 WORDS = {
     Action.HINT: "hint",
     Action.NOTE: "note",
     Action.PROBE: "probe",
+    Action.DEBUG: "debug",
+    Action.SHOW: "heat maps",
+    Action.RESEED: "new data",
     Action.DIFF: "diff",
     Action.PAUSE: "pause",
     Action.SKIP: "skip",

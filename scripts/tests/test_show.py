@@ -152,6 +152,23 @@ def test_a_page_shows_every_failed_comparison(project, table, show, tmp_path):
     assert not list(project.state.glob("history*"))
 
 
+@pytest.mark.own_process
+def test_a_page_sets_the_errors_of_the_text_before_beside_those_of_this_one(project, table, show):
+    path = project.state / "show" / "02_table.html"
+    show("table")
+    show("table")  # of the same text: nothing is before it
+    assert "error before" not in [what for what, *_ in Reader(path.read_text()).canvases]
+    table.botched.write_text(table.correct_source.replace("n + 1)\n", "n + 1) * (n != 3)\n"))
+    for _ in range(2):  # and before this one stands the other, however often it is shown
+        show("table")
+        page = path.read_text()
+        assert [what for what, *_ in Reader(page).canvases][3:] == ["error before"]
+        (small,) = cells_of(page)
+        assert small["actual"][0] == [0, 0, 0, 0]
+        assert small["before"]["actual"][0] == [1, 2, 3, 4]
+        assert "not drawn any more test_table[100]" in " ".join(Reader(page).text.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

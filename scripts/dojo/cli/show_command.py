@@ -6,6 +6,7 @@ import click
 
 from dojo.cli import output
 from dojo.errors import DojoError, nearest, typed
+from dojo.files import read_bytes, write_atomically
 from dojo.history.history import History
 from dojo.instruments import comparisons
 from dojo.kata import catalogue
@@ -13,6 +14,7 @@ from dojo.kata.kata import Kata
 from dojo.learner.player import Player
 from dojo.project import Project
 from dojo.runner.runner import Runner
+from dojo.testrun.implementation import Text
 from dojo.testrun.results import Outcome, test_functions
 from dojo.wording.quantities import count
 
@@ -32,8 +34,8 @@ def command(project: Project, name: str, test: str | None, page: Path | None) ->
     """Show where your results are wrong: a page of heat maps, to open in a browser.
 
     Runs the kata's tests on your file, or one test function alone, and shows of each comparison
-    that fails the actual values, the expected ones and the errors. The random data is that of the
-    last run. Nothing is recorded.
+    that fails the actual values, the expected ones and the errors, and beside them the errors of
+    the text that was shown before. The random data is that of the last run.
 
     \b
     Example: kata show softmax
@@ -44,7 +46,15 @@ def command(project: Project, name: str, test: str | None, page: Path | None) ->
     only = [_function(kata, test, sealed)] if test else []
     with comparisons.wanted() as folder, Runner(project) as runner:
         result = runner.run(kata, seed=seed, only=only)
-        kept = comparisons.kept(folder)
+        kept = comparisons.taken(folder)
+        text_before = _text_before(project, kata)
+        if text_before is not None:
+            runner.run(kata, Text(text_before), seed=result.seed, only=only)
+        before = [
+            one
+            for one in comparisons.taken(folder)
+            if test or one.test.partition("[")[0] not in sealed
+        ]
     if not result.whole:
         raise DojoError(f"{kata.name}: no verdict: {result.detail}")
     failed = [one for one in result.tests if one.outcome in (Outcome.FAILED, Outcome.TIMEOUT)]
@@ -70,8 +80,9 @@ def command(project: Project, name: str, test: str | None, page: Path | None) ->
 
     drawn = {one.test for one in shown}
     others = [one for one in failed if one.name not in drawn]
-    output.write(page or _page(project, kata), render_comparisons(kata.name, shown, others))
-    click.echo(f"wrote {page or _page(project, kata)}")
+    path = page or _page(project, kata)
+    output.write(path, render_comparisons(kata.name, shown, others, before))
+    click.echo(f"wrote {path}")
 
 
 def _last_run(project: Project, kata: Kata) -> tuple[int | None, frozenset[str]]:
@@ -88,6 +99,21 @@ def _function(kata: Kata, test: str, sealed: frozenset[str]) -> str:
     if test not in known:
         raise DojoError(f"{kata.name} has no test {test!r}{nearest(test, sorted(known - sealed))}")
     return test
+
+
+def _text_before(project: Project, kata: Kata) -> str | None:
+    """Return the text that was shown before the present one; this one is kept for the next time."""
+    now = kata.botched.read_bytes()
+    kept, kept_before = (
+        project.state / "show" / f"{kata.name}{ending}" for ending in (".py", ".before.py")
+    )
+    last = read_bytes(kept)
+    if last != now:
+        if last is not None:
+            write_atomically(kept_before, last)
+        write_atomically(kept, now)
+    before = read_bytes(kept_before)
+    return None if before is None else before.decode("utf-8", errors="replace")
 
 
 def _page(project: Project, kata: Kata) -> Path:

@@ -51,12 +51,25 @@ def keep(comparison: Comparison) -> None:
         json.dump(asdict(comparison), file)
 
 
-def kept(folder: Path) -> list[Comparison]:
-    """Return the comparisons in a folder, in any order."""
-    texts = [path.read_text(encoding="utf-8") for path in folder.glob("*.json")]
+def taken(folder: Path) -> list[Comparison]:
+    """Take the comparisons out of a folder, in any order."""
+    paths = list(folder.glob("*.json"))
+    texts = [path.read_text(encoding="utf-8") for path in paths]
+    for path in paths:
+        path.unlink()
     return [
         Comparison(
             **{**facts, "sentences": tuple(facts["sentences"]), "shape": tuple(facts["shape"])}
         )
         for facts in map(json.loads, texts)
     ]
+
+
+def same_cells(one: Comparison, other: Comparison) -> bool:
+    """Say whether two comparisons are drawn of the same part of the same result."""
+    return _cells(one) == _cells(other)
+
+
+def _cells(comparison: Comparison) -> tuple[object, ...]:
+    cells, (what, _, _) = comparison.excess, comparison.said.partition(":")
+    return comparison.test, what, comparison.shape, comparison.slice, len(cells), len(cells[0])

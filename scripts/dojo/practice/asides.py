@@ -24,7 +24,8 @@ def show(project: Project, name: str) -> str:
         check=False,
     )
     if done.returncode:
-        raise DojoError(done.stderr.strip().removeprefix("Error: "))
+        last = done.stderr.strip().splitlines()[-1:] or ["the heat maps could not be drawn"]
+        raise DojoError(last[0].removeprefix("Error: "))
     return done.stdout.strip()
 
 

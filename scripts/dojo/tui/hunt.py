@@ -251,7 +251,14 @@ class HuntScreen(Screen[Ending | None]):
     def _lines(self, judgement: Judgement) -> Group:
         name, event = self._round.kata.name, self._judged
         assert event is not None  # something ran
-        lines = run_lines(name, event.result, judgement, names=event.names, sealed=event.sealed)
+        lines = run_lines(
+            name,
+            event.result,
+            judgement,
+            names=event.names,
+            sealed=event.sealed,
+            at_most=None,  # it scrolls
+        )
         return indented(lines, bold=("  fails", name))
 
     def _show_run_again(self) -> None:

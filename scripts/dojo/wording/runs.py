@@ -20,8 +20,9 @@ def run_lines(
     *,
     names: Names = Names.SHOWN,
     sealed: Collection[str] = (),
+    at_most: int | None = _SHOWN,
 ) -> list[str]:
-    """Return the failing tests with their first message each, and the verdict.
+    """Return the failing tests with their first message each, `at_most` so many, and the verdict.
 
     Those that are `sealed` are only counted. The verdict is left out while the planted bugs are
     still to be counted. Where no names are shown it says solved or not, and no more, but for the
@@ -38,14 +39,14 @@ def run_lines(
         if fails and names.shows(test) and test.function not in sealed:
             failing.setdefault(test.function, []).append(test)
     lines = []
-    for place, (function, tests) in enumerate(list(failing.items())[:_SHOWN]):
+    for place, (function, tests) in enumerate(list(failing.items())[:at_most]):
         cases = sum(test.function == function for test in result.tests)
         share = f" ({len(tests)} of {cases} cases)" if cases > 1 else ""
         lines += failure_lines(tests[0], share)
         if place == 0:  # one picture; more would scroll it off the screen
             lines += _picture_lines(tests[0])
-    if len(failing) > _SHOWN:
-        lines.append(f"  fails too: {count(len(failing) - _SHOWN, 'more test function')}")
+    if at_most is not None and len(failing) > at_most:
+        lines.append(f"  fails too: {count(len(failing) - at_most, 'more test function')}")
     if names is not Names.SHOWN and not judgement.solved:
         kind = "checks" if any(test.symptom for test in result.tests) else "tests"
         later = f"; which {kind} fail, once half the time is gone" if names is Names.LATER else ""

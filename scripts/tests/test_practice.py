@@ -67,6 +67,7 @@ def test_a_session_from_brief_to_report(practice, project, kata):
     assert process.wait(30) == 0
     (report,) = (project.state / "reports").glob("*.md")
     assert "| 01_scale | easy | solved |" in report.read_text()
+    assert "  Seen in: <https://example.org/issues/1>\n" in report.read_text()
 
 
 def test_time_runs_out_and_the_next_kata_waits_for_enter(practice, project, kata):

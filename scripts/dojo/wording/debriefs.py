@@ -76,6 +76,8 @@ def session_markdown(session: Session, debriefs: Sequence[Debrief]) -> str:
             mark = "fixed" if bug.id in item.gone else "missed"
             lines += [f"- {mark}: {bug.title}. {bug.why}", ""]
             lines += [f"      {line}" for line in code_lines(bug)] + [""]
+            if bug.seen_in:
+                lines += [f"  Seen in: {', '.join(f'<{link}>' for link in bug.seen_in)}", ""]
         if session.interview:
             lines += interview_lines(item)
         if item.diff:

@@ -56,6 +56,7 @@ def test_pdb_opens_in_the_test_where_the_code_had_returned(debug):
         terminal.press("q\n")
 
 
+@pytest.mark.slow
 def test_a_breakpoint_stops_in_the_test_that_fails_and_has_all_the_time(debug, kata, monkeypatch):
     monkeypatch.setenv("KATA_TEST_SECONDS", "0.2")
     kata.botched.write_text(
@@ -80,6 +81,7 @@ def test_the_random_data_is_that_of_the_last_run(debug, player):
         terminal.press("q\n")
 
 
+@pytest.mark.slow
 def test_a_kata_whose_tests_pass_needs_a_name(debug, kata):
     kata.botched.write_text(kata.correct_source)
     with debug() as terminal:
@@ -106,6 +108,7 @@ def test_a_breakpoint_where_nobody_can_answer_is_told_by_plain_pytest(run_pytest
     assert "none is at hand: use scripts/debug.sh" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_key_of_watch_hands_the_terminal_to_pdb_and_takes_it_back(project, kata):
     kata.botched.write_text(WRONG)
     with in_terminal([sys.executable, "-m", "dojo", "watch", "scale"], project) as terminal:

@@ -70,6 +70,7 @@ def test_a_session_from_brief_to_report(practice, project, kata):
     assert "  Seen in: <https://example.org/issues/1>\n" in report.read_text()
 
 
+@pytest.mark.slow
 def test_time_runs_out_and_the_next_kata_waits_for_enter(practice, project, kata):
     kata.folder.with_name("02_scale").mkdir()
     for file in kata.folder.iterdir():
@@ -84,6 +85,7 @@ def test_time_runs_out_and_the_next_kata_waits_for_enter(practice, project, kata
     assert process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_a_session_that_is_left_goes_on_later(practice, kata):
     kata.botched.write_text("# mine\n")
     process = practice("scale")

@@ -735,6 +735,7 @@ def probe(project):
     return call
 
 
+@pytest.mark.slow
 def test_a_probe_in_the_terminal(system, probe, project):
     said = "Dropout was active in Net while gradients were off, in evaluation mode too."
     result = probe("system", "--steps", 5, "--seed", 3)
@@ -776,6 +777,7 @@ def test_numbers_that_json_has_no_sign_for_are_texts(system, probe, probed, monk
     assert gradients == ["nan"] * 8
 
 
+@pytest.mark.slow
 def test_of_a_kata_without_a_run_the_tests_are_probed(system, probe):
     system.botched.write_text(system.correct_source.partition("def run(")[0])
     result = probe("system")

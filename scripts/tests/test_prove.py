@@ -361,6 +361,7 @@ def test_time_that_is_up_ends_it(project, kata, history, pool):
     assert over.debrief.proof.grade == 1
 
 
+@pytest.mark.slow
 def test_plain_lines_take_letters_from_a_pipe(project, kata):
     kata.proof.write_text(SCALES)
     with subprocess.Popen(

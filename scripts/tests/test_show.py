@@ -152,6 +152,7 @@ def test_a_page_shows_every_failed_comparison(project, table, show, tmp_path):
     assert not list(project.state.glob("history*"))
 
 
+@pytest.mark.slow
 @pytest.mark.own_process
 def test_a_page_sets_the_errors_of_the_text_before_beside_those_of_this_one(project, table, show):
     path = project.state / "show" / "02_table.html"
@@ -219,6 +220,7 @@ def test_the_first_failure_alone_comes_with_its_map():
     assert failure_lines(tests[0]) == lines[:3]
 
 
+@pytest.mark.slow
 @pytest.mark.own_process
 def test_a_hunt_has_the_page_written(project, table, kata):
     said = asides.show(project, "table")

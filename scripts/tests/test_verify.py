@@ -237,6 +237,7 @@ def test_the_reference_comes_first_and_its_failing_test_is_named(verify, triple)
     assert "of 6" not in result.output  # no bug was tried
 
 
+@pytest.mark.slow
 def test_tests_that_take_too_long_are_refused_with_the_slowest(verify, triple, monkeypatch):
     monkeypatch.setattr(budget, "_slowness", lambda: 1.0)
     edited(triple, "test_triple.py", "import pytest", "import time\n\nimport pytest")

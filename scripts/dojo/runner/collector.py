@@ -7,13 +7,13 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, BinaryIO, NoReturn
 
 import pytest
 from _pytest.runner import runtestprotocol
 
 from dojo.runner import worker
-from dojo.runner.fork import Fork
+from dojo.runner.fork import TestFork
 from dojo.runner.log_fork import serve_log
 from dojo.runner.protocol import (
     CANCEL,
@@ -37,7 +37,7 @@ class Collector:
     Each is run by forks that were made before it came, and that share out its tests.
     """
 
-    def __init__(self, request: Request, requests: int, answers: TextIO, relay: int) -> None:
+    def __init__(self, request: Request, requests: int, answers: BinaryIO, relay: int) -> None:
         """Take the first request, where more come from, and where one for others is passed on."""
         self._request = request
         self._kind = _kind(request)
@@ -45,7 +45,7 @@ class Collector:
         self._answers = answers
         self._relay = relay
         self._results = worker.Results()
-        self._waiting: list[Fork] = []
+        self._waiting: list[TestFork] = []
         self._wake = -1  # becomes readable when a fork ends
         self._forked = False
 
@@ -151,7 +151,7 @@ class Collector:
         for fork in forks:  # only now: to unmap so large a process takes milliseconds
             fork.reap()
 
-    def _follow(self, forks: list[Fork], request: Request, deadline: float) -> Stopped | None:
+    def _follow(self, forks: list[TestFork], request: Request, deadline: float) -> Stopped | None:
         """Take in what the forks say until all are silent; return why they have to stop earlier."""
         tells_failure = request.wants_failure
         while open_ends := {fork.results: fork for fork in forks if not fork.silent}:
@@ -164,6 +164,8 @@ class Collector:
                 return Stopped.TIMEOUT
             for fork in (open_ends[source] for source in ready if source in open_ends):
                 fork.read()
+                if fork.damaged:
+                    return Stopped.DAMAGED
                 if tells_failure and (found := fork.failure()):
                     send(self._answers, found.encoded())
                     tells_failure = False
@@ -183,13 +185,11 @@ class Collector:
             from_child, to_parent = os.pipe()
             pid = os.fork()
             if pid == 0:
-                os.close(to_child)
-                os.close(from_child)
                 self._wait_in_fork(from_parent, to_parent, session)
                 return
             os.close(from_parent)
             os.close(to_parent)
-            self._waiting.append(Fork(pid, to_child, from_child))
+            self._waiting.append(TestFork(pid, to_child, from_child))
 
     def _wait_in_fork(self, requests: int, results: int, session: Any) -> None:
         """Make this process ready to run tests, wait for a request, and take it on."""
@@ -197,13 +197,10 @@ class Collector:
         os.setsid()  # a group of its own: what it leaves running is killed with it
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for other in self._waiting:
-            other.close()
-        os.close(self._requests)
-        os.close(self._relay)
         # Captured output goes to files, which must not be the same as those of other runs.
         capture = session.config.pluginmanager.getplugin("capturemanager")
         capture.stop_global_capturing()
+        worker.close_all_but(requests, results)
         worker.silence_input()
         os.dup2(1, 2)  # a crash prints its trace there; the verdict says what happened
         capture.start_global_capturing()
@@ -215,7 +212,7 @@ class Collector:
         request = Request.decoded(line)
         worker.take_on(request, session)
         worker.limit_memory(request.memory_bytes)
-        self._results.open(os.fdopen(results, "w", encoding="utf-8"))
+        self._results.open(os.fdopen(results, "wb"), request.key)
 
 
 def _unprinted(*_: object, **__: object) -> str:

@@ -1,25 +1,27 @@
-"""The near end of a process that waits for a request, runs its share of the tests, and ends."""
+"""The near end of a process that waits for a request, serves it, and ends."""
 
 import contextlib
 import os
 import select
 import signal
+from abc import ABC, abstractmethod
 
-from dojo.runner.protocol import END, Failure, LogRequest, Request, failure
+from dojo.runner.protocol import Failure, LogRequest, Request, failure
+from dojo.runner.signed import SignedReader
+from dojo.testrun.limits import OUTPUT_BYTES
 
 _CHUNK = 65_536
 
 
-class Fork:
+class Fork(ABC):
     """A forked process, and the pipes to it and from it."""
 
     def __init__(self, pid: int, requests: int, results: int) -> None:
         """Take what `os.fork` returned, and this process's ends of the pipes."""
         self.pid = pid
         self.results = results
+        self.size = 0  # bytes that the process has sent
         self._requests = requests
-        self._received = bytearray()
-        self._looked_at = 0
         self._closed = False
         self._status: int | None = None
 
@@ -31,8 +33,18 @@ class Fork:
     def read(self) -> None:
         """Take in what the process has sent: it has sent something, or closed its end."""
         chunk = os.read(self.results, _CHUNK)
-        self._received += chunk
         self._closed = not chunk
+        self.size += len(chunk)
+        self._take(chunk)
+
+    @abstractmethod
+    def _take(self, chunk: bytes) -> None:
+        """Take in a piece of what the process has sent."""
+
+    @property
+    @abstractmethod
+    def ended(self) -> bool:
+        """Say whether the run came to its end."""
 
     def look(self) -> None:
         """See whether the process has ended; what it left running may hold its end open."""
@@ -41,32 +53,9 @@ class Fork:
             self._status = os.waitstatus_to_exitcode(status) if pid else None
 
     @property
-    def size(self) -> int:
-        """Return how many bytes the process has sent."""
-        return len(self._received)
-
-    @property
-    def ended(self) -> bool:
-        """Say whether the run came to its end."""
-        return self._received.endswith(END)
-
-    @property
     def silent(self) -> bool:
         """Say whether nothing more will come that counts."""
         return self.ended or self._closed or self._status is not None
-
-    def failure(self) -> Failure | None:
-        """Return a failure that is told of in what was read since this was last called."""
-        end = self._received.rfind(b"\n") + 1
-        lines = bytes(self._received[self._looked_at : end]).splitlines()
-        self._looked_at = end
-        return next(filter(None, map(failure, lines)), None)
-
-    def news(self) -> bytes:
-        """Return what was read since this was last called."""
-        news = bytes(self._received[self._looked_at :])
-        self._looked_at = len(self._received)
-        return news
 
     def kill(self) -> None:
         """Kill the process, and what it has started."""
@@ -84,16 +73,57 @@ class Fork:
 
     def finish(self) -> None:
         """Take in what is left of what the process has sent, and close the pipes."""
-        while not self._closed and select.select([self.results], [], [], 0)[0]:
+        # What it has started in a group of its own may go on writing, and without end.
+        while not self._closed and self.size <= OUTPUT_BYTES and self._has_more():
             self.read()
         self.close()
 
-    def lines(self) -> tuple[str, ...]:
-        """Return all that the process has said, and close the pipes."""
-        self.finish()
-        return tuple(self._received.decode("utf-8", errors="replace").splitlines())
+    def _has_more(self) -> bool:
+        return bool(select.select([self.results], [], [], 0)[0])
 
     def close(self) -> None:
         """Close the pipes; a process that waits for a request ends."""
         os.close(self._requests)
         os.close(self.results)
+
+
+class TestFork(Fork):
+    """A process that runs tests, and sends signed lines."""
+
+    __test__ = False  # pytest takes a class called Test... for a test
+
+    def __init__(self, pid: int, requests: int, results: int) -> None:
+        """Take what `os.fork` returned, and this process's ends of the pipes."""
+        super().__init__(pid, requests, results)
+        self._reader = SignedReader(key="")
+        self._told = 0
+
+    def ask(self, request: Request | LogRequest) -> None:
+        """Have the process run a request, and sign by its key."""
+        assert isinstance(request, Request)
+        self._reader = SignedReader(request.key)
+        super().ask(request)
+
+    def _take(self, chunk: bytes) -> None:
+        self._reader.feed(chunk)
+
+    @property
+    def ended(self) -> bool:
+        """Say whether the run came to its end."""
+        return self._reader.ended
+
+    @property
+    def damaged(self) -> bool:
+        """Say whether something came that was not sent as a result."""
+        return self._reader.damaged
+
+    def failure(self) -> Failure | None:
+        """Return a failure that is told of in what was read since this was last called."""
+        lines = self._reader.lines[self._told :]
+        self._told = len(self._reader.lines)
+        return next(filter(None, map(failure, lines)), None)
+
+    def lines(self) -> tuple[str, ...]:
+        """Return all that the process has said, and close the pipes."""
+        self.finish()
+        return tuple(line.decode() for line in self._reader.lines)

@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 import pytest
 
@@ -79,7 +79,7 @@ def _do_once() -> None:
         sys.modules["dojo.testing"].assert_matches(few, few + 1, "values that differ")
 
 
-def _delegate(line: bytes, requests: int, answers: TextIO) -> bytes:
+def _delegate(line: bytes, requests: int, answers: BinaryIO) -> bytes:
     """Have a fork serve the request and all that are like it; return the first that is not."""
     request = asked(line)
     if isinstance(request, LogRequest):

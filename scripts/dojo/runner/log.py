@@ -94,8 +94,14 @@ class LogReader:
 
 
 def _parsed(record: str) -> dict[str, Any]:
+    """Return what a record holds; nothing if the code has printed something that looks like one."""
     try:
         message = json.loads(record)
     except json.JSONDecodeError:
         return {}
-    return message if isinstance(message, dict) else {}
+    match message:
+        case {"step": dict(numbers)} if all(isinstance(value, float) for value in numbers.values()):
+            return {"step": numbers}
+        case {"ended": str(failure)}:
+            return {"ended": failure}
+    return {}

@@ -5,20 +5,20 @@ import os
 import select
 import signal
 import time
-from typing import NoReturn, TextIO
+from typing import BinaryIO, NoReturn
 
 from dojo.runner import log_worker, worker
 from dojo.runner.fork import Fork
-from dojo.runner.protocol import Answer, LogRequest, Said, Stopped, read_line, send
+from dojo.runner.protocol import END, Answer, LogRequest, Said, Stopped, read_line, send
 from dojo.testrun.limits import OUTPUT_BYTES
 
 _LOOK = 0.1  # seconds until an ended process is seen whose end of the pipe others hold
 
 
-def serve_log(request: LogRequest, requests: int, answers: TextIO) -> None:
+def serve_log(request: LogRequest, requests: int, answers: BinaryIO) -> None:
     """Run the system, send what it writes as it comes, and answer; a cancel ends it."""
     started = time.monotonic()
-    fork = _forked(request, requests)
+    fork = _forked(request)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     try:
         stopped = None
@@ -47,21 +47,42 @@ def serve_log(request: LogRequest, requests: int, answers: TextIO) -> None:
     fork.reap()
 
 
-def _forked(request: LogRequest, requests: int) -> Fork:
+class _LogFork(Fork):
+    """A process that writes its log, among whatever the code prints."""
+
+    def __init__(self, pid: int, requests: int, results: int) -> None:
+        super().__init__(pid, requests, results)
+        self._news = b""
+        self._last = b""
+
+    def _take(self, chunk: bytes) -> None:
+        self._news += chunk
+        self._last = (self._last + chunk)[-len(END) :]
+
+    @property
+    def ended(self) -> bool:
+        return self._last == END
+
+    def news(self) -> bytes:
+        """Return what was read since this was last called."""
+        news, self._news = self._news, b""
+        return news
+
+
+def _forked(request: LogRequest) -> _LogFork:
     """Return a process that has been asked to run the system."""
     from_parent, to_child = os.pipe()
     from_child, to_parent = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            for end in (requests, to_child, from_child):
-                os.close(end)
+            worker.close_all_but(from_parent, to_parent)
             _run(from_parent, to_parent)
         finally:
             worker.exit_process(70)
     os.close(from_parent)
     os.close(to_parent)
-    fork = Fork(pid, to_child, from_child)
+    fork = _LogFork(pid, to_child, from_child)
     fork.ask(request)
     return fork
 

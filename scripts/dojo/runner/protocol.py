@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from itertools import chain
 from operator import itemgetter
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from dojo.testrun.results import Outcome, TestResult
 
@@ -34,6 +34,7 @@ class Request:
     environment: dict[str, str]
     run_seconds: float
     memory_bytes: int
+    key: str  # that the processes which run the tests sign by; see `signed`
     seed: int = 0
     only: tuple[str, ...] = ()  # test functions: no others run; all if there are none
     first: tuple[str, ...] = ()  # test functions that run before the others
@@ -84,6 +85,7 @@ class Stopped(StrEnum):
     CANCELLED = "cancelled"
     TIMEOUT = "timeout"
     FLOOD = "flood"
+    DAMAGED = "damaged"  # what came of it is not what was sent
 
 
 @dataclass(frozen=True)
@@ -129,14 +131,21 @@ class Answer:
         return cls(stopped, facts["status"], facts["seconds"], lines)
 
 
+class Damaged(Exception):
+    """What comes back is no message."""
+
+
 def reply(line: bytes) -> Failure | Said | Answer:
-    """Return what a line holds that comes back for a request."""
-    facts = json.loads(line)
-    if "said" in facts:
-        return Said(facts["said"])
-    if "failure" in facts:
-        return Failure(TestResult.from_json(facts["failure"]))
-    return Answer.of(facts)
+    """Return what a line holds that comes back for a request, or raise `Damaged`."""
+    try:
+        facts = json.loads(line)
+        if "said" in facts:
+            return Said(facts["said"])
+        if "failure" in facts:
+            return Failure(TestResult.from_json(facts["failure"]))
+        return Answer.of(facts)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise Damaged from error
 
 
 @dataclass(frozen=True)
@@ -150,8 +159,8 @@ class Account:
 
     @classmethod
     def of(cls, lines: Iterable[Iterable[str]]) -> "Account":
-        """Read the lines of each process; one that was cut off as it died is left out."""
-        said = [list(map(_parsed, of_one)) for of_one in lines]
+        """Read the lines of each process."""
+        said = [list(map(json.loads, of_one)) for of_one in lines]
         messages = list(chain.from_iterable(said))
         # In the file's order, whichever ran first.
         tests = sorted((one for one in messages if "test" in one), key=itemgetter("place"))
@@ -196,14 +205,14 @@ def exit_line(code: int) -> str:
 
 def failure(line: bytes) -> Failure | None:
     """Return the failure that a process's line tells of, if it does."""
-    said = _parsed(line.decode("utf-8", errors="replace"))
+    said = json.loads(line)
     test = TestResult.from_json(said["test"]) if "test" in said else None
     return Failure(test) if test and test.outcome is Outcome.FAILED else None
 
 
-def send(answers: TextIO, line: bytes) -> None:
+def send(answers: BinaryIO, line: bytes) -> None:
     """Send a line at once."""
-    answers.write(line.decode())
+    answers.write(line)
     answers.flush()
 
 
@@ -224,11 +233,3 @@ def ended(status: int) -> str:
     name = signal.Signals(-status).name
     why = {"SIGKILL": ": out of memory?", "SIGSEGV": ": a crash in C code"}.get(name, "")
     return f"the process was ended by {name}{why}"
-
-
-def _parsed(line: str) -> dict[str, Any]:
-    try:
-        message = json.loads(line)
-    except json.JSONDecodeError:
-        return {}
-    return message if isinstance(message, dict) else {}

@@ -28,6 +28,10 @@ from dojo.testrun.implementation import (
 from dojo.testrun.limits import OUTPUT_BYTES, Limits
 from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 
+_DAMAGED = (
+    "the run's results were damaged: does the code use file descriptors, or end processes, that "
+    "are not its own?"
+)
 _MOST_PROCESSES = 4  # more would load a kata's file more often than they save time
 
 
@@ -167,6 +171,7 @@ class Runner:
             environment={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             run_seconds=self._limits.run_seconds,
             memory_bytes=int(self._limits.memory_gb * 2**30),
+            key=secrets.token_hex(16),
         )
 
     def cancel(self) -> None:
@@ -196,6 +201,8 @@ def _ended_early(answer: Answer, account: Account, limits: Limits) -> tuple[Verd
     """Return what happened to a run whose tests did not all come to their end, and why."""
     if answer.stopped is Stopped.CANCELLED:
         return Verdict.CANCELLED, "cancelled"
+    if answer.stopped is Stopped.DAMAGED:
+        return Verdict.DAMAGED, _DAMAGED
     if answer.stopped is Stopped.TIMEOUT:
         told = [test for test in account.tests if test.symptom] or account.tests
         failed = next((t.message for t in told if t.outcome is Outcome.FAILED), "")
@@ -229,7 +236,9 @@ def _log_failure(answer: Answer, reader: LogReader, limits: Limits) -> str:
         return f"{at}: the code printed more than {OUTPUT_BYTES // 2**20} MB"
     if reader.failure is not None:
         return reader.failure
-    assert answer.status is not None  # only a run that said how it ended is not waited for
+    # A process that said it came to its end, and not how, has not said it: the code did.
+    if answer.stopped is Stopped.DAMAGED or answer.status is None:
+        return f"{at}: {_DAMAGED}"
     return f"{at}: {_crash(answer.status, 'the run was')}"
 
 

@@ -3,11 +3,13 @@
 import codecs
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from dojo.errors import DojoError
@@ -16,6 +18,7 @@ from dojo.runner.protocol import (
     CANCEL,
     READY,
     Answer,
+    Damaged,
     Failure,
     LogRequest,
     Request,
@@ -23,6 +26,7 @@ from dojo.runner.protocol import (
     Stopped,
     reply,
 )
+from dojo.runner.signed import SignedReader
 from dojo.testrun.limits import OUTPUT_BYTES
 from dojo.testrun.results import TestResult
 
@@ -30,6 +34,7 @@ Tell = Callable[[TestResult], None]
 Hear = Callable[[str], None]  # a piece of what a system's process writes, cut anywhere
 
 _CHUNK = 65_536
+_GRACE = 30.0  # seconds that processes may be late beyond the limits that they keep
 
 
 class Transport(Protocol):
@@ -56,49 +61,98 @@ class Warm:
 
     def __init__(self, project: Project, imports: Sequence[str] = ()) -> None:
         """Start the process; it gets ready while the caller goes on, with these modules too."""
-        self.process = _start("dojo.runner.forkserver", project, imports)
+        self._project = project
+        self._imports = imports
+        self._closed = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self.process = _start("dojo.runner.forkserver", self._project, self._imports)
         self._ready = False
 
     def ask(self, request: Request, tell_failure: Tell) -> Answer:
         """Run the request and return what came of it; tell the first failure at once."""
-        for said in self._replies(request):
+
+        def hear(said: Failure | Said) -> None:
             if isinstance(said, Failure):
                 tell_failure(said.test)
-            elif isinstance(said, Answer):
-                return said
-        raise _ended_unexpectedly()
+
+        return self._answer(request, hear)
 
     def follow(self, request: LogRequest, hear: Hear) -> Answer:
         """Run a system, pass on what it writes as it comes, and return how that ended."""
-        for said in self._replies(request):
+
+        def hear_said(said: Failure | Said) -> None:
             if isinstance(said, Said):
                 hear(said.text)
-            elif isinstance(said, Answer):
-                return said
-        raise _ended_unexpectedly()
 
-    def _replies(self, request: Request | LogRequest) -> Iterator[Failure | Said | Answer]:
-        """Send the request, and yield what comes back."""
+        return self._answer(request, hear_said)
+
+    def _answer(
+        self, request: Request | LogRequest, hear: Callable[[Failure | Said], None]
+    ) -> Answer:
+        """Send the request, pass on what comes back, and return the answer.
+
+        Where none comes in time, or one that cannot be read, the code has hurt the processes that
+        run it: they are started anew.
+        """
+        self._await_ready()
+        started = time.monotonic()
+        # The processes keep the limits themselves: collecting the tests and running them.
+        overdue = threading.Timer(2 * request.run_seconds + _GRACE, self._kill)
+        overdue.start()
+        try:
+            self._send(request.encoded())
+            while True:
+                said = self._reply()
+                if isinstance(said, Answer):
+                    return said
+                hear(said)
+        except Damaged:
+            if self._closed:
+                raise DojoError("the test runner was closed") from None
+            self._kill()
+            self._leave()
+            self._begin()
+            return Answer(Stopped.DAMAGED, None, time.monotonic() - started, ((),))
+        finally:
+            overdue.cancel()
+
+    def _await_ready(self) -> None:
+        """Wait until the process has imported all; one that has died meanwhile starts anew."""
+        if self._ready and self.process.poll() is not None:
+            self._leave()
+            self._begin()
         assert self.process.stdout is not None
         if not self._ready:
             if self.process.stdout.readline() != READY:
                 raise DojoError("the test runner did not start; scripts/test.sh shows why")
             self._ready = True
-        self._send(request.encoded())
-        while line := self.process.stdout.readline():
-            yield reply(line)
+
+    def _reply(self) -> Failure | Said | Answer:
+        assert self.process.stdout is not None
+        return reply(self.process.stdout.readline())
+
+    def _kill(self) -> None:
+        """Kill the process and its collector; the forks of this one end themselves."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def cancel(self) -> None:
         """End the request under way, if there is one."""
-        with contextlib.suppress(DojoError):
+        with contextlib.suppress(Damaged):
             self._send(CANCEL)
 
     def close(self) -> None:
         """End the process and its forks: it stops when its input does."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
+        self._closed = True
         if not self._ready:  # it would import torch to the end first, and has no forks yet
             self.process.kill()
+        self._leave()
+
+    def _leave(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         self.process.wait()
@@ -110,7 +164,7 @@ class Warm:
             self.process.stdin.write(line)
             self.process.stdin.flush()
         except (BrokenPipeError, ValueError):  # it died, or was closed by another thread
-            raise DojoError("the test runner has ended; run the command again") from None
+            raise Damaged from None
 
 
 class Cold:
@@ -124,28 +178,38 @@ class Cold:
 
     def ask(self, request: Request, tell_failure: Tell) -> Answer:
         """Run the request and return what came of it; no failure is told before."""
-        started = time.monotonic()
-        self._cancelled.clear()
-        self._process = _start("dojo.runner.worker", self._project, stderr=subprocess.DEVNULL)
-        stopped = None
-        try:
-            output, _ = self._process.communicate(request.encoded(), timeout=request.run_seconds)
-        except subprocess.TimeoutExpired:
-            stopped = Stopped.TIMEOUT
-            self._process.kill()
-            output, _ = self._process.communicate()
-        return Answer(
-            Stopped.CANCELLED if self._cancelled.is_set() else stopped,
-            self._process.returncode,
-            time.monotonic() - started,
-            (tuple(output.decode("utf-8", errors="replace").splitlines()),),
-        )
+        reader = SignedReader(request.key)
+
+        def take(piece: bytes) -> bool:
+            reader.feed(piece)
+            return reader.ended or reader.damaged
+
+        answer = self._answer("dojo.runner.worker", request, take)
+        stopped = Stopped.DAMAGED if reader.damaged else answer.stopped
+        lines = tuple(line.decode() for line in reader.lines)
+        return replace(answer, stopped=stopped, lines=(lines,))
 
     def follow(self, request: LogRequest, hear: Hear) -> Answer:
         """Run a system, pass on what it writes as it comes, and return how that ended."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        size = 0
+
+        def take(piece: bytes) -> bool:
+            nonlocal size
+            hear(decoder.decode(piece))
+            size += len(piece)
+            return size > OUTPUT_BYTES
+
+        answer = self._answer("dojo.runner.log_worker", request, take)
+        return replace(answer, stopped=Stopped.FLOOD) if size > OUTPUT_BYTES else answer
+
+    def _answer(
+        self, module: str, request: Request | LogRequest, take: Callable[[bytes], bool]
+    ) -> Answer:
+        """Run the module on the request, and hand over what it writes until that is enough."""
         started = time.monotonic()
         self._cancelled.clear()
-        self._process = process = _start("dojo.runner.log_worker", self._project)
+        self._process = process = _start(module, self._project, stderr=subprocess.DEVNULL)
         assert process.stdin is not None
         assert process.stdout is not None
         overdue = threading.Timer(request.run_seconds, process.kill)
@@ -153,19 +217,15 @@ class Cold:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(request.encoded())
             process.stdin.close()
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        size, flood = 0, False
-        while not flood and (chunk := os.read(process.stdout.fileno(), _CHUNK)):
-            hear(decoder.decode(chunk))
-            size += len(chunk)
-            flood = size > OUTPUT_BYTES
-        if flood:
-            process.kill()
+        while piece := os.read(process.stdout.fileno(), _CHUNK):
+            if take(piece):
+                process.kill()
+                break
         status = process.wait()
         in_time = overdue.is_alive()
         overdue.cancel()
         process.stdout.close()
-        stopped = Stopped.FLOOD if flood else None if in_time else Stopped.TIMEOUT
+        stopped = None if in_time else Stopped.TIMEOUT
         return Answer(
             Stopped.CANCELLED if self._cancelled.is_set() else stopped,
             status,
@@ -182,10 +242,6 @@ class Cold:
     def close(self) -> None:
         """End the process, if one runs."""
         self.cancel()
-
-
-def _ended_unexpectedly() -> DojoError:
-    return DojoError("the test runner ended unexpectedly; run the command again")
 
 
 def _start(

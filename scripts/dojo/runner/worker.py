@@ -5,14 +5,16 @@
 input, results on standard output.
 """
 
+import itertools
 import os
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import pytest
 
 from dojo.runner.protocol import END, Request, exit_line, problem_line, start_line, test_line
+from dojo.runner.signed import SignedWriter
 from dojo.testrun.device import has_gpu
 from dojo.testrun.results import TestResult
 
@@ -20,13 +22,15 @@ from dojo.testrun.results import TestResult
 # farewell, which would wait for threads left running.
 exit_process = os._exit
 
+_DESCRIPTORS = 65_536  # beyond any that the package opens
+
 
 def main() -> None:
     """Run one request from standard input."""
     request = Request.decoded(sys.stdin.buffer.readline())
     silence_input()
     results = Results()
-    results.open(silenced_output())
+    results.open(silenced_output(), request.key)
     try:
         limit_memory(request.memory_bytes)
         enter(request)
@@ -43,13 +47,22 @@ def enter(request: Request) -> None:
     os.chdir(request.root)
 
 
-def silenced_output() -> TextIO:
+def silenced_output() -> BinaryIO:
     """Return standard output for results, and send what anything else prints to nowhere."""
-    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    results = os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     os.close(nothing)
     return results
+
+
+def close_all_but(*kept: int) -> None:
+    """Close what this process has inherited, but for standard input and output, and these.
+
+    Code that writes to stray descriptors hurts no other process's pipes.
+    """
+    for one, next_one in itertools.pairwise(sorted({2, *kept, _DESCRIPTORS})):
+        os.closerange(one + 1, next_one)
 
 
 def silence_input() -> None:
@@ -68,19 +81,20 @@ class Results:
     def __init__(self) -> None:
         """Begin with nothing."""
         self.kept: list[str] = []
-        self._file: TextIO | None = None
+        self._file: SignedWriter | None = None
         self._places: dict[str, int] = {}
 
-    def open(self, file: TextIO) -> None:
-        """Send to this file from now on."""
-        self._file = file
-        file.writelines(self.kept)
+    def open(self, file: BinaryIO, key: str) -> None:
+        """Send to this file from now on, signed by this key."""
+        self._file = SignedWriter(file, key)
+        for line in self.kept:
+            self._say(line)
 
     def finish(self, exit_code: int) -> None:
         """Send pytest's exit code, as the last message."""
         self._say(exit_line(int(exit_code)))
         if self._file is not None:
-            self._file.write(END.decode())
+            self._file.write(END)
             self._file.flush()
 
     def pytest_collection_finish(self, session: Any) -> None:
@@ -114,7 +128,7 @@ class Results:
         if self._file is None:
             self.kept.append(line)
         else:
-            self._file.write(line)
+            self._file.write(line.encode())
 
 
 def take_on(request: Request, session: Any) -> None:

@@ -57,6 +57,7 @@ class Verdict(StrEnum):
     BROKEN = "broken"  # the tests could not run: the file does not load, nothing was collected
     TIMEOUT = "timeout"  # the run as a whole took too long
     CRASHED = "crashed"  # the process ended before the tests did
+    DAMAGED = "damaged"  # what says how the tests went is not as they said it
     CANCELLED = "cancelled"
 
 

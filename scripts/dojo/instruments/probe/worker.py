@@ -36,7 +36,7 @@ def main() -> None:
     worker.limit_memory(order.memory_bytes)
     try:
         facts = probed(order)
-        answers.write(json.dumps(facts.to_json()) + "\n")
+        answers.write(json.dumps(facts.to_json()).encode() + b"\n")
         answers.flush()
     except BaseException:
         worker.exit_process(70)

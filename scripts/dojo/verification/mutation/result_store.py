@@ -76,7 +76,9 @@ class Trial:
 def _outcome(verdict: Verdict, timed_out: bool) -> MutantOutcome:
     if timed_out or verdict in (Verdict.FAILED, Verdict.TIMEOUT, Verdict.CRASHED):
         return MutantOutcome.CAUGHT
-    return MutantOutcome.INVALID if verdict is Verdict.BROKEN else MutantOutcome.SURVIVED
+    if verdict in (Verdict.BROKEN, Verdict.DAMAGED):
+        return MutantOutcome.INVALID
+    return MutantOutcome.SURVIVED
 
 
 class Trials:

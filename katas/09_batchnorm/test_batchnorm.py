@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dojo.testing import (
+    NORMALISATION,
     HandDown,
     assert_all_match,
     assert_any_layout,
@@ -23,8 +24,6 @@ from dojo.testing import (
 # No two axes of a shape are equal, so that a swapped axis cannot hide.
 FLAT = [(6, 4), (4, 6), (2, 5), (9, 1), (33, 7)]
 SEQUENCES = [(5, 3, 8), (3, 8, 5), (1, 4, 6), (4, 1, 7), (3, 2, 1)]
-BANNED = ("batch_norm", "native_batch_norm", "instance_norm", "layer_norm", "native_layer_norm")
-BANNED += ("group_norm", "native_group_norm", "rms_norm", "batch_norm_stats", "batch_norm_elemt")
 # Large enough to count beside variances of about one to ten, and far from its square root.
 EPS = 0.3
 # So small beside those variances that a float64 result shows nothing of it.
@@ -109,7 +108,7 @@ def test_functional_takes_keywords_and_defaults(impl):
 def test_training_output_matches_torch(impl, shape):
     x = batch(*shape)
     ours, theirs = layers(impl, shape[1])
-    with unchanged(x=x), forbid(*BANNED):
+    with unchanged(x=x), forbid(*NORMALISATION):
         actual = ours(x)
     assert_matches(actual, theirs(x), f"the output in training for x of shape {shape}")
 
@@ -118,7 +117,7 @@ def test_training_output_matches_torch(impl, shape):
 def test_training_output_of_sequences_matches_torch(impl, shape):
     x = batch(*shape)
     ours, theirs = layers(impl, shape[1])
-    with unchanged(x=x), forbid(*BANNED):
+    with unchanged(x=x), forbid(*NORMALISATION):
         actual = ours(x)
     assert_matches(actual, theirs(x), f"the output in training for x of shape {shape}")
 
@@ -263,7 +262,7 @@ def test_eval_output_matches_torch(impl, shape):
     x = batch(*shape)
     ours, theirs = layers(impl, shape[1])
     ours.eval(), theirs.eval()
-    with unchanged(x=x), forbid(*BANNED):
+    with unchanged(x=x), forbid(*NORMALISATION):
         actual = ours(x)
     assert_matches(actual, theirs(x), f"the output in evaluation for x of shape {shape}")
 

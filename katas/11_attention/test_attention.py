@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from dojo.testing import (
+    ATTENTION,
     HandDown,
     assert_any_layout,
     assert_any_mode,
@@ -72,8 +73,7 @@ def run(impl, name, q, k, v, **options):
     given = {"q": q, "k": k, "v": v}
     if options.get("mask") is not None:
         given["mask"] = options["mask"]
-    banned = ["scaled_dot_product_attention", "multi_head_attention_forward"]
-    with unchanged(**given), forbid(*banned if name == "attention" else []):
+    with unchanged(**given), forbid(*ATTENTION if name == "attention" else ()):
         return getattr(impl, name)(q, k, v, **options)
 
 

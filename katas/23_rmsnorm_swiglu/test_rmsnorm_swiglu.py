@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from dojo.testing import (
+    NORMALISATION,
     assert_all_match,
     assert_any_layout,
     assert_any_mode,
@@ -38,7 +39,6 @@ BLOCKS = [
     ((1,), 3, 5, 2),
     ((3, 1, 4), 2, 6, 5),
 ]
-NORMS = ("rms_norm", "layer_norm", "group_norm", "instance_norm", "batch_norm")
 SLOPES = ("silu_backward", "sigmoid_backward", "linear_backward", "rms_norm_backward")
 # Large enough to count beside mean squares of about one to twenty, and far from its square root.
 EPS = 0.3
@@ -155,7 +155,7 @@ def assert_rounded(actual, exact, dtype, roundings, behaviour, slack=0.0):
 def test_rmsnorm_matches_torch(impl):
     for shape in SHAPES:
         x, weight, _ = rows(*shape)
-        with unchanged(x=x, weight=weight), forbid(*NORMS):
+        with unchanged(x=x, weight=weight), forbid(*NORMALISATION):
             actual = impl.rmsnorm(x, weight, EPS)
         expected = oracle_rmsnorm(x, weight, EPS)
         assert_matches(actual, expected, f"rmsnorm of x of shape {shape}")
@@ -254,7 +254,7 @@ def test_rmsnorm_by_hand(impl):
 def test_dx_matches_autograd(impl):
     for shape in SHAPES:
         x, weight, grad_out = rows(*shape)
-        with forbid(*NORMS, *SLOPES), forbid_autograd():
+        with forbid(*NORMALISATION, *SLOPES), forbid_autograd():
             dx, _ = backward(impl, grad_out, x, weight)
         expected, _ = oracle_rmsnorm_backward(grad_out, x, weight, EPS)
         assert_matches(dx, expected, f"dx for x of shape {shape}")

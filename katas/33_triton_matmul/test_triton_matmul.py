@@ -6,6 +6,7 @@ import torch
 
 from dojo.kernels import DEVICE, guarded, room, run, speed, tf32_as_on_a_gpu
 from dojo.testing import (
+    PRODUCTS,
     assert_any_layout,
     assert_any_mode,
     assert_matches,
@@ -23,9 +24,6 @@ SIZES = {
 # rtol and atol of sums over some hundred products of numbers near one. float32 rounds each of them,
 # in an order that is left open; float16 rounds once more, and two units in its last place are 2e-3.
 TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.float16: (2e-3, 2e-3)}
-PRODUCTS = ("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "addbmm", "baddbmm", "mv")
-PRODUCTS += ("addmv", "dot", "vdot", "inner", "einsum", "tensordot", "linear", "bilinear")
-PRODUCTS += ("chain_matmul", "multi_dot")
 
 
 def randn(*shape, dtype=torch.float32):

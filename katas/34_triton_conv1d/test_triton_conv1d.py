@@ -7,6 +7,8 @@ import torch.nn.functional as F
 
 from dojo.kernels import DEVICE, guarded, room, run, speed, tf32_as_on_a_gpu
 from dojo.testing import (
+    CONVOLUTION,
+    PRODUCTS,
     assert_any_layout,
     assert_any_mode,
     assert_matches,
@@ -51,13 +53,7 @@ TOLERANCES = {
     HALF: {"rtol": 2e-3, "atol": 5e-5},
 }
 DTYPES = list(TOLERANCES)
-BANNED = [
-    *(f"conv{d}d" for d in (1, 2, 3)),
-    *(f"conv_transpose{d}d" for d in (1, 2, 3)),
-    *("conv_tbc", "convolution", "_convolution", "mkldnn_convolution", "thnn_conv2d"),
-    *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "einsum", "tensordot"),
-    *("addmm", "addmm_", "baddbmm", "baddbmm_", "addbmm", "linear", "inner", "bilinear"),
-]
+BANNED = (*CONVOLUTION, *PRODUCTS)
 
 
 def signals(*shape, dtype=torch.float32):

@@ -9,7 +9,6 @@ its functions in a line or two: `assert_repeatable`, `assert_any_layout`, `asser
 import contextlib
 import json
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,13 +16,23 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dojo.instruments.evidence import evidence_of_shape, evidence_of_values
 from dojo.project import Project
-from dojo.testrun.loading import place_of, place_of_call
+from dojo.testrun.bans import (  # noqa: F401  # part of this face
+    ATTENTION,
+    CONVOLUTION,
+    CROSS_ENTROPY,
+    LINEAR,
+    NORMALISATION,
+    PRODUCTS,
+    RELU,
+    SILU,
+    SOFTMAX,
+    forbid,
+    forbid_autograd,
+)
+from dojo.testrun.loading import place_of
 
 # rtol and atol of `torch.testing.assert_close`; every other dtype is compared exactly.
 TOLERANCES = {
@@ -363,123 +372,6 @@ def unchanged(**tensors: Tensor) -> Iterator[None]:
     yield
     for name, tensor in tensors.items():
         assert_matches(tensor, before[name], f"the input {name} is left as it was", rtol=0, atol=0)
-
-
-@contextlib.contextmanager
-def forbid(*names: str) -> Iterator[None]:
-    """Fail if the block computes by a torch operator of one of these names, and say which.
-
-    The names are those of public functions. `forbid("softmax")` refuses `F.softmax`,
-    `x.softmax()`, `nn.Softmax()(x)` and `torch.special.softmax`, but also what PyTorch computes
-    by a softmax, such as `F.softmin`, its overloads in `torch.ops.aten`, and calls from threads
-    that the block starts. So it goes by what is called and by what is computed.
-    """
-    seen: list[str] = []
-
-    class Called(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            name = getattr(func, "__name__", str(func))
-            if name in names:
-                module = getattr(func, "__module__", None) or getattr(func, "__objclass__", "torch")
-                seen.append(f"{getattr(module, '__name__', module)}.{name}{place_of_call()}")
-            return func(*args, **(kwargs or {}))
-
-    class Computed(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        @classmethod
-        def _should_skip_dynamo(cls) -> bool:
-            return False  # to skip it, PyTorch would import it, more than a second
-
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            operator = func.name()  # "aten::_softmax", say, or "aten::sum.dim_IntList"
-            if any(_is_named(operator, name) for name in names):
-                seen.append(operator + place_of_call())
-            return func(*args, **(kwargs or {}))
-
-    with _in_new_threads_too(lambda: (Called(), Computed())):  # type: ignore[no-untyped-call]
-        yield
-    if seen:
-        pytest.fail(f"the brief bans this call: {seen[0]}", pytrace=False)
-
-
-# Operators of other names that compute what a function of these names does.
-_COMPUTED_BY = {
-    "conv1d": ("convolution", "conv"),
-    "conv2d": ("convolution", "conv"),
-    "conv3d": ("convolution", "conv"),
-    "scaled_dot_product_attention": ("scaled_dot_product", "flash_attention"),
-    "cross_entropy": ("nll_loss",),
-}
-
-
-def _is_named(operator: str, name: str) -> bool:
-    """Say whether an operator of ATen is the function of this name, or a variant of it.
-
-    `_log_softmax` and `native_layer_norm` are variants of `log_softmax` and `layer_norm`: whole
-    words decide, and `expand` is no `exp`.
-    """
-    words = f"_{operator.partition('::')[2].partition('.')[0]}_"
-    stems = (name.strip("_"), *_COMPUTED_BY.get(name, ()))
-    return any(f"_{stem}_" in words for stem in stems)
-
-
-@contextlib.contextmanager
-def forbid_autograd() -> Iterator[None]:
-    """Fail if the block asks autograd for a gradient: `backward`, `grad`, `torch.func`, `jvp`."""
-    seen: list[str] = []
-    engine = torch.autograd.Variable._execution_engine
-
-    class Engine:
-        """PyTorch's engine, through which every backward pass goes, with a note of its use."""
-
-        def run_backward(self, *args: Any, **kwargs: Any) -> Any:
-            seen.append("autograd's backward pass" + place_of_call())
-            return engine.run_backward(*args, **kwargs)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(engine, name)
-
-    make_dual = forward_ad.make_dual
-
-    def noted(*args: Any, **kwargs: Any) -> Any:
-        seen.append("autograd's forward mode" + place_of_call())
-        return make_dual(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-    torch.autograd.Variable._execution_engine = Engine()  # type: ignore[assignment]
-    forward_ad.make_dual = noted
-    try:
-        yield
-    finally:
-        torch.autograd.Variable._execution_engine = engine
-        forward_ad.make_dual = make_dual
-    if seen:
-        pytest.fail(f"the brief bans this: {seen[0]}", pytrace=False)
-
-
-@contextlib.contextmanager
-def _in_new_threads_too(
-    modes: Callable[[], Sequence[contextlib.AbstractContextManager[Any]]],
-) -> Iterator[None]:
-    """Run the block under these modes, which belong to one thread, and so each thread it starts."""
-    run = threading.Thread.run
-
-    def run_under(self: threading.Thread) -> None:
-        with contextlib.ExitStack() as stack:
-            for mode in modes():
-                stack.enter_context(mode)
-            run(self)
-
-    threading.Thread.run = run_under  # type: ignore[method-assign]
-    try:
-        with contextlib.ExitStack() as stack:
-            for mode in modes():
-                stack.enter_context(mode)
-            yield
-    finally:
-        threading.Thread.run = run  # type: ignore[method-assign]
 
 
 def golden(name: str) -> Any:

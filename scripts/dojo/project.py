@@ -45,6 +45,11 @@ class Project:
         return self.root / os.environ.get("KATA_STATE", ".dojo")
 
     @property
+    def changed(self) -> Path:
+        """Return the folder that holds what a run has made of files that it may not change."""
+        return self.state / "changed"
+
+    @property
     def history(self) -> Path:
         """Return the path of the database of attempts and runs."""
         return self.state / "history.sqlite"

@@ -11,7 +11,9 @@ from dojo.kata.kata_toml import load
 from dojo.learner.player import Player
 from dojo.project import Project
 from dojo.testrun import guards
+from dojo.testrun.closed_book import PROOF
 from dojo.testrun.implementation import Learner
+from dojo.testrun.originals import Originals, files_of_kata, files_of_project
 from dojo.testrun.results import (
     RunResult,
     TestResult,
@@ -32,6 +34,17 @@ class VerdictReporter:
         self._proofs: set[Path] = set()  # katas for which the learner's own tests ran
         self._deselected = False
         self._lines: list[str] = []
+        self._originals = Originals(Project.here().changed)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Read what judges each kata's code, before any of it is loaded."""
+        if self._config.option.kata_no_history:  # then whoever runs pytest does so
+            return
+        tests = {item.path for item in session.items if item.path.name != PROOF}
+        of_katas = [path for path in tests if (path.parent / "kata.toml").is_file()]
+        if of_katas:
+            files = [file for path in of_katas for file in files_of_kata(path.parent, path)]
+            self._originals.read([*files_of_project(Project.here().root), *files])
 
     def pytest_deselected(self) -> None:
         """Note that only a part of the tests runs."""
@@ -45,12 +58,17 @@ class VerdictReporter:
         elif sent is not None:
             self._results[Path(sent["folder"])].append(TestResult.from_json(sent["result"]))
 
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Judge each kata whose tests all ran, and record it."""
         option = self._config.option
+        changed = self._originals.put_back()
+        if changed:
+            self._lines.append(f"not judged: {self._originals.told(changed)}")
+            session.exitstatus = exitstatus = pytest.ExitCode.TESTS_FAILED
         if not option.kata_no_history:  # else whoever runs pytest knows more than its status
             guards.keep_exit_status(int(exitstatus))
-        if option.impl != str(Learner()) or option.kata_no_history or option.collectonly:
+        if changed or option.impl != str(Learner()) or option.kata_no_history or option.collectonly:
             return
         for folder, outcomes in self._results.items():
             self._lines.append(self._judge(folder, outcomes))

@@ -26,6 +26,7 @@ from dojo.testrun.implementation import (
     write_variant,
 )
 from dojo.testrun.limits import OUTPUT_BYTES, Limits
+from dojo.testrun.originals import Originals, files_of_kata, files_of_project
 from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 
 _DAMAGED = (
@@ -58,6 +59,9 @@ class Runner:
         self._lock = threading.Lock()
         self._variants = tempfile.TemporaryDirectory(prefix="kata-variants-")
         self._transport: Transport = Warm(project, imports) if warm else Cold(project)
+        self._judging = files_of_project(project.root)
+        self._originals = Originals(project.changed)
+        self._originals.read(self._judging)  # while the process gets ready
 
     def __enter__(self) -> "Runner":
         """Return the runner itself."""
@@ -101,8 +105,16 @@ class Runner:
                 # Until the first failure is for whoever has a runner on every core.
                 processes=1 if first_failure else self._processes,
             )
+            # Others are the project's own code, and its author may edit a test meanwhile.
+            is_learners = isinstance(implementation, Learner)
+            if is_learners:
+                self._originals.read([*self._judging, *files_of_kata(kata.folder, kata.tests)])
             answer = self._transport.ask(request, tell_failure or _tell_nobody)
-        return _result(answer, self._limits, request.seed)
+            changed = self._originals.put_back() if is_learners else []
+        result = _result(answer, self._limits, request.seed)
+        if changed:
+            return replace(result, verdict=Verdict.DAMAGED, detail=self._originals.told(changed))
+        return result
 
     def log(
         self,

@@ -7,6 +7,11 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 MODULES = {
     "dojo.testing": "Every kata's tests may import these.",
+    "dojo.testrun.bans": (
+        "Bans, which `dojo.testing` has as well. A family of operators is named in a line, as in\n"
+        "`forbid(*SOFTMAX)`; the others are NORMALISATION, CONVOLUTION, ATTENTION, CROSS_ENTROPY,\n"
+        "LINEAR, PRODUCTS, RELU and SILU."
+    ),
     "dojo.simulation.ranks": "For katas that train on several ranks; their code imports these too.",
     "dojo.simulation.crashes": "For tests of files that have to outlive a crash.",
     "dojo.kernels": "The tests of kernel katas import these too, before anything imports triton.",

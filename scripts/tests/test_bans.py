@@ -21,6 +21,7 @@ from dojo.testing import (
     forbid,
     forbid_autograd,
 )
+from dojo.testrun.results import Verdict
 
 X = torch.randn(3, 4)
 IMAGE, KERNEL = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 2, 2)
@@ -239,3 +240,13 @@ def test_a_ban_is_not_compiled_with_the_code():
     with forbid(*SOFTMAX):
         call(X)
     assert torch._dynamo.utils.counters["frames"]["total"] <= 1
+
+
+def test_a_solution_that_is_scripted_is_judged(runner, kata):
+    kata.botched.write_text(
+        "import torch\n\n\n"
+        "@torch.jit.script\ndef scale(x: float, factor: float):\n    return x * factor\n\n\n"
+        "@torch.jit.script\ndef shift(x: float, offset: float):\n    return x + offset\n"
+    )
+    result = runner.run(kata)
+    assert result.verdict is Verdict.PASSED, result.detail

@@ -252,3 +252,13 @@ def test_lines_that_are_not_as_sent_are_damaged(sent):
     reader.feed(sent)
     assert reader.damaged
     assert not reader.ended
+
+
+def test_a_log_hurts_no_other_run(project, system):
+    steps = "def run(seed=0, steps=None):\n    yield {'loss': 1.0}\n"
+    system.botched.write_text(HOSTILE["writes to all"] + steps)
+    with Runner(project) as runner:
+        for _ in range(2):
+            log = runner.log(system)
+            assert (log.failure, log.steps) == ("", ({"loss": 1.0},))
+        assert runner.run(system, Reference()).verdict is Verdict.PASSED

@@ -12,14 +12,18 @@ wanted_stamp() {
     cksum <"$ROOT/scripts/constraints.txt"
 }
 
+# The first that can make an environment; or the first that is new enough, and is told what it lacks.
 find_python() {
-    for candidate in python3 python3.13 python3.12 python3.11 python; do
-        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            echo "$candidate"
-            return
-        fi
+    for modules in "venv, ensurepip" venv; do
+        for candidate in python3 python3.14 python3.13 python3.12 python3.11 python; do
+            if "$candidate" -c "import sys, $modules; sys.exit(sys.version_info < (3, 11))" \
+                2>/dev/null; then
+                echo "$candidate"
+                return
+            fi
+        done
     done
-    echo "Python 3.11 or newer, with its venv module, is needed and was not found." >&2
+    echo "Python 3.11 or newer, with its venv module, is needed: install it, then run this again." >&2
     return 1
 }
 

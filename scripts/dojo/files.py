@@ -31,11 +31,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def read_bytes(path: Path) -> bytes | None:
-    """Return the file's content, or None where there is no file."""
+    """Return the file's content, or None where there is no file.
+
+    Raises `DojoError` where there is one that cannot be read.
+    """
     try:
         return path.read_bytes()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise DojoError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def read_section(path: Path, name: str) -> str:

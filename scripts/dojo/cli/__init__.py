@@ -3,10 +3,12 @@
 import importlib
 import os
 import re
+import sqlite3
 import sys
 
 import click
 
+from dojo.cli.streams import open_missing
 from dojo.errors import TYPED, DojoError, typed
 from dojo.project import Project
 
@@ -67,6 +69,16 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except DojoError as error:
             raise click.ClickException(str(error)) from None
+        except BrokenPipeError:  # a reader that stops early, such as head, is no error
+            raise
+        except OSError as error:
+            if error.filename is None:
+                raise click.ClickException(str(error)) from None
+            raise click.ClickException(f"{error.filename}: {error.strerror}") from None
+        except sqlite3.Error as error:
+            history = ctx.find_object(Project) or Project.here()
+            message = f"the history {history.history} cannot be used: {error}; run this again"
+            raise click.ClickException(message) from None
 
 
 def _as_typed(text: str) -> str:
@@ -85,11 +97,11 @@ def main(ctx: click.Context) -> None:
     \b
     Example: kata practice softmax
     """
+    open_missing()
     if ctx.obj is None:
         ctx.obj = Project.here()
     if "NO_COLOR" in os.environ:
         ctx.color = False
-    # A reader that stops early, such as head, is no error.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 

@@ -2,7 +2,7 @@
 
 import click
 
-from dojo.history.history import History
+from dojo.cli.records import opened_history
 from dojo.kata import catalogue
 from dojo.learner.player import Player
 from dojo.practice.session import refuse_in_interview
@@ -23,7 +23,7 @@ def command(project: Project, name: str, open_checks: bool) -> None:
     Exit status: 0 solved, 1 not yet.
     """
     kata = catalogue.find(project, name)
-    with Runner(project) as runner, History(project.history) as history:
+    with Runner(project) as runner, opened_history(project) as history:
         player = Player(project, kata, history, open_checks=open_checks)
         refuse_in_interview(player)
         result = runner.run(kata)

@@ -7,8 +7,8 @@ from collections.abc import Collection
 
 import click
 
+from dojo.cli.records import opened_history
 from dojo.errors import DojoError, nearest, typed
-from dojo.history.history import History
 from dojo.history.moves import MoveKind
 from dojo.kata import catalogue
 from dojo.kata.kata import Kata
@@ -36,7 +36,7 @@ def command(project: Project, name: str, test: str | None) -> None:
     kata = catalogue.find(project, name)
     if not sys.stdin.isatty():
         raise DojoError(f"pdb needs a terminal: type {typed('debug', kata.name)} in one")
-    with History(project.history) as history:
+    with opened_history(project) as history:
         player = Player(project, kata, history)
         seed, sealed = player.last_seed(), player.sealed()
         player.look(MoveKind.DEBUG)

@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 from dojo.cli import output
+from dojo.cli.records import opened_history
 from dojo.errors import typed
 from dojo.history.export import export_history
-from dojo.history.history import History
 from dojo.project import Project
 
 
@@ -23,7 +23,7 @@ def command(project: Project, file: Path, force: bool) -> None:
     \b
     Example: kata export history.json
     """
-    with History(project.history) as history:
+    with opened_history(project) as history:
         text = export_history(history) + "\n"
     if str(file) == "-":
         click.echo(text, nl=False)

@@ -2,8 +2,8 @@
 
 import click
 
+from dojo.cli.records import opened_history
 from dojo.files import revision
-from dojo.history.history import History
 from dojo.kata import catalogue
 from dojo.learner.player import Player
 from dojo.practice.session import refuse_in_interview
@@ -29,7 +29,7 @@ def command(project: Project, name: str, number: int | None) -> None:
     Example: kata hint softmax --bug 2
     """
     kata = catalogue.find(project, name)
-    with History(project.history) as history:
+    with opened_history(project) as history:
         player = Player(project, kata, history)
         refuse_in_interview(player)
         if not _is_counted(player):

@@ -2,8 +2,8 @@
 
 import click
 
+from dojo.cli.records import opened_history
 from dojo.history.export import import_history
-from dojo.history.history import History
 from dojo.project import Project
 from dojo.wording.quantities import count
 
@@ -22,7 +22,7 @@ def command(project: Project, file: str) -> None:
     """
     with click.open_file(file, "rb") as stream:
         content = stream.read()
-    with History(project.history) as history:
+    with opened_history(project) as history:
         new = import_history(history, content, "standard input" if file == "-" else file)
     counts = [count(number, table) for table, number in new.items()]
     click.echo(f"imported {', '.join(counts)}" if counts else "nothing new in it")

@@ -5,9 +5,9 @@ from datetime import date, datetime
 
 import click
 
+from dojo.cli.records import opened_history
 from dojo.errors import CatalogueError
 from dojo.files import write_section
-from dojo.history.history import History
 from dojo.kata import catalogue, kata_toml
 from dojo.kata.kata import Kata
 from dojo.practice import scheduler
@@ -32,7 +32,7 @@ def command(project: Project, readme: bool) -> None:
         write_section(project.readme, "katas", readme_table(katas))
         click.echo(f"wrote {count(len(katas), 'row')} into {project.readme.name}")
         return
-    with History(project.history) as history:
+    with opened_history(project) as history:
         solved = history.solved_katas()
         sessions = history.sessions
         due = scheduler.due(sessions.exercises(), sessions.interview_on())

@@ -9,6 +9,7 @@ import click
 
 from dojo.cli.lines import Lines
 from dojo.cli.output import has_screen
+from dojo.cli.records import opened_history
 from dojo.errors import DojoError, typed
 from dojo.files import write_atomically
 from dojo.history.history import History
@@ -125,7 +126,7 @@ def command(
     with (
         session.alone(project),
         Runner(project) as runner,  # it gets warm while the brief is read
-        History(project.history) as history,
+        opened_history(project) as history,
     ):
         practice = _resumed(project, history, wishes) or _begun(project, history, wishes)
         try:
@@ -140,7 +141,7 @@ def _prove(project: Project, wishes: Wishes) -> None:
     # Imported here, as it is for this alone.
     from dojo.cli.prove_command import lead
 
-    with session.alone(project), History(project.history) as history:
+    with session.alone(project), opened_history(project) as history:
         katas = [] if wishes.named else catalogue.load_all(project)
         lead(project, history, plan_proofs(katas, history, wishes), Lines(), wishes.seed)
 
@@ -149,7 +150,7 @@ def _rounds(project: Project, *, plain: bool, day: date | None) -> None:
     # Imported here, as it is for this alone.
     from dojo.cli.rounds import Rounds
 
-    with session.alone(project), History(project.history) as history:
+    with session.alone(project), opened_history(project) as history:
 
         def begin(planned: Sequence[Planned]) -> Practice:
             left = session.unfinished(project, history)

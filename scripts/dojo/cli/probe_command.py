@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from dojo.cli import output
+from dojo.cli.records import opened_history
 from dojo.errors import DojoError
-from dojo.history.history import History
 from dojo.history.moves import MoveKind
 from dojo.instruments.probe.facts import Facts
 from dojo.instruments.probe.findings import findings, notes
@@ -71,7 +71,7 @@ def command(
     kata = catalogue.find(project, name)
     if page is not None and as_json:
         raise click.UsageError("give --json or --html, not both")
-    with History(project.history) as history:
+    with opened_history(project) as history:
         Player(project, kata, history).look(MoveKind.PROBE)
     facts = probe(project, kata, seed=seed, steps=steps)
     if as_json:

@@ -7,6 +7,7 @@ import click
 
 from dojo.cli.keys import key_presses
 from dojo.cli.lines import Lines
+from dojo.cli.records import opened_history
 from dojo.errors import typed
 from dojo.history.history import History
 from dojo.history.proofs import Goal
@@ -78,7 +79,7 @@ def command(
     kata = catalogue.find(project, name)
     with (
         runner_pool(project, imports=IMPORTS) as pool,
-        History(project.history) as history,
+        opened_history(project) as history,
     ):
         refuse_in_interview(Player(project, kata, history))
         budget = None if allowed is None else 60 * allowed

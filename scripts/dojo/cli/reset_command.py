@@ -4,8 +4,8 @@ import secrets
 
 import click
 
+from dojo.cli.records import opened_history
 from dojo.errors import typed
-from dojo.history.history import History
 from dojo.kata import catalogue
 from dojo.kata.drawing import draw_bugs
 from dojo.kata.kata import Kata
@@ -52,7 +52,7 @@ def command(
     for kata, bug_ids in chosen:
         kata.planted_source(bug_ids)
     note = f"fresh, --seed {seed}" if fresh else ""
-    with History(project.history) as history:
+    with opened_history(project) as history:
         for kata, bug_ids in chosen:
             _reset(Player(project, kata, history), bug_ids, note)
 

@@ -5,8 +5,8 @@ import sys
 import click
 
 from dojo.cli.diff import colour_diff
+from dojo.cli.records import opened_history
 from dojo.errors import typed
-from dojo.history.history import History
 from dojo.kata import catalogue
 from dojo.learner.player import Player, unknown_line
 from dojo.project import Project
@@ -25,7 +25,7 @@ def command(project: Project, name: str, apply: bool, yes: bool) -> None:
     Example: kata reveal softmax
     """
     kata = catalogue.find(project, name)
-    with History(project.history) as history:
+    with opened_history(project) as history:
         player = Player(project, kata, history)
         _confirm(player, yes)
         player.history.reveal(player.attempt().id)

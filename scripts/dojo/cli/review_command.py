@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from dojo.cli import output
+from dojo.cli.records import opened_history
 from dojo.history.history import History
 from dojo.kata import catalogue
 from dojo.kata.bug import Kind
@@ -94,7 +95,7 @@ def command(
         output.write(page, render_requests(drawn, seed))
         click.echo(f"wrote {page}: {counted(len(drawn), 'request')}, seed {seed}")
         return
-    with History(project.history) as history:
+    with opened_history(project) as history:
         if kata:
             refuse_in_interview(Player(project, kata, history))
         # A seed's requests are the same for everyone, whatever their history.

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from dojo.cli import output
+from dojo.cli.records import opened_history
 from dojo.errors import DojoError, typed
 from dojo.files import revision
-from dojo.history.history import History
 from dojo.history.moves import MoveKind
 from dojo.instruments.bands import Band, read_band
 from dojo.instruments.curves import Curve, Departure, curves, departures
@@ -63,7 +63,7 @@ def command(project: Project, name: str, seed: int, steps: int | None, page: Pat
             f"{kata.name} is no system: it has no run() and no log; "
             f"{typed('check', kata.name)} runs its tests"
         )
-    with History(project.history) as history:
+    with opened_history(project) as history:
         Player(project, kata, history).look(MoveKind.LOG)
     band = _band(kata, steps)
     log = _Following(project, kata, band).run(seed, steps)

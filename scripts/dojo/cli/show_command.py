@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 from dojo.cli import output
+from dojo.cli.records import opened_history
 from dojo.errors import DojoError, nearest, typed
 from dojo.files import read_bytes, write_atomically
-from dojo.history.history import History
 from dojo.instruments import comparisons
 from dojo.kata import catalogue
 from dojo.kata.kata import Kata
@@ -89,7 +89,7 @@ def _last_run(project: Project, kata: Kata) -> tuple[int | None, frozenset[str]]
     """Return the seed of the last run, and the checks that are sealed."""
     if not project.history.exists() and not kata.is_system:
         return None, frozenset()  # no history is made for a look
-    with History(project.history) as history:
+    with opened_history(project) as history:
         player = Player(project, kata, history)
         return player.last_seed(), player.sealed()
 

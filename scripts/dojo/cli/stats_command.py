@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from dojo.cli import output
+from dojo.cli.records import opened_history
 from dojo.errors import CatalogueError, typed
-from dojo.history.history import History
 from dojo.history.kinds import Share
 from dojo.history.misses import Missed
 from dojo.history.statistics import Detected, ReviewStats, Solved, Stats, Times, gather
@@ -66,7 +66,7 @@ def command(project: Project, as_json: bool, page: Path | None) -> None:
     """
     if as_json and page:
         raise click.UsageError("give --json or --html, not both")
-    with History(project.history) as history:
+    with opened_history(project) as history:
         stats = gather(history, _well_formed(project), datetime.now().date())
     if as_json:
         click.echo(stats.as_json())

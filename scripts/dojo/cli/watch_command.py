@@ -8,7 +8,7 @@ import click
 
 from dojo.cli.events import event_lines
 from dojo.cli.keys import key_presses
-from dojo.history.history import History
+from dojo.cli.records import opened_history
 from dojo.kata import catalogue, kata_toml
 from dojo.kata.kata import Kata
 from dojo.learner.player import Player
@@ -44,7 +44,7 @@ def command(project: Project, name: str, open_checks: bool) -> None:
     Example: kata watch softmax
     """
     kata: Kata | None = catalogue.find(project, name)
-    with Runner(project) as runner, History(project.history) as history:
+    with Runner(project) as runner, opened_history(project) as history:
         while kata is not None:
             go_on = _Screen(Player(project, kata, history, open_checks=open_checks), runner).show()
             kata = _following(project, kata) if go_on else None

@@ -67,13 +67,23 @@ class History:
         """Close the database."""
         self.database.close()
 
+    @property
+    def trouble(self) -> str:
+        """Return why what is recorded ends with this process; empty where it lasts."""
+        return self.database.trouble
+
+    def notices(self) -> list[str]:
+        """Return what the person should know and was not told yet; a front end shows it once."""
+        return self.database.notices()
+
     def start(self, kata: str, planted: Sequence[str]) -> int:
         """Record that the kata was planted afresh; return the attempt's id."""
         row = self.database.execute(
-            "INSERT INTO attempt (kata, planted, started_at) VALUES (?, ?, ?) RETURNING id",
+            "INSERT INTO attempt (kata, planted, started_at) VALUES (?, ?, ?)",
             (kata, json.dumps(list(planted)), now()),
-        ).fetchone()
-        return int(row[0])
+        ).lastrowid
+        assert row is not None
+        return row
 
     def attempt(self, attempt_id: int) -> Attempt | None:
         """Return one attempt, or None if the history has lost it."""

@@ -142,12 +142,11 @@ class Sessions:
         self, exercise_id: int, ending: Ending, spent: float, grade: int | None
     ) -> Exercise:
         """Record how an exercise ended, and return it."""
-        (session_id,) = self._database.execute(
-            "UPDATE exercise SET outcome = ?, spent = ?, grade = ?, ended_at = ? WHERE id = ? "
-            "RETURNING session",
+        self._database.execute(
+            "UPDATE exercise SET outcome = ?, spent = ?, grade = ?, ended_at = ? WHERE id = ?",
             (ending, spent, grade, now(), exercise_id),
-        ).fetchone()
-        return next(item for item in self.exercises(session_id) if item.id == exercise_id)
+        )
+        return next(item for item in self.exercises() if item.id == exercise_id)
 
     def _select(self, where: str, *parameters: int) -> list[Session]:
         rows = self._database.execute(

@@ -48,21 +48,33 @@ class Player:
         self.workspace = Workspace(project, kata)
         self.history = history
         self._open_checks = open_checks
+        self._unrecorded: int | None = None  # the attempt, where it cannot be written down
 
     def attempt(self) -> Attempt:
         """Return the present attempt, beginning one if none is recorded."""
-        attempt_id = self.workspace.attempt()
-        planted = self.kata.default
+        attempt_id = self.workspace.attempt() if self._unrecorded is None else self._unrecorded
+        # Where a file tells of an attempt and not of which, nobody knows what is planted.
+        planted = () if self.workspace.damaged else self.kata.default
         if attempt_id is not None:
             attempt = self.history.attempt(attempt_id)
             if attempt is not None and attempt.kata == self.kata.name:
                 return attempt
             planted = ()  # the history was lost, and with it what is planted
         attempt_id = self.history.start(self.kata.name, planted)
-        self.workspace.record(attempt_id)
+        self._write_down(attempt_id)
         attempt = self.history.attempt(attempt_id)
         assert attempt is not None
         return attempt
+
+    def _write_down(self, attempt_id: int) -> None:
+        """Record which attempt the file belongs to, or remember it where that cannot be done."""
+        if not self.history.trouble:
+            try:
+                self.workspace.record(attempt_id)
+                return
+            except OSError as error:
+                self.history.database.note(f"what is planted cannot be written down: {error}")
+        self._unrecorded = attempt_id
 
     def planting(self) -> Planting:
         """Return what is planted in the learner's file."""
@@ -72,6 +84,9 @@ class Player:
         """Plant these bugs in the learner's file as a new attempt, keeping the old text."""
         source = self.kata.planted_source(bug_ids)
         attempt_id = self.history.start(self.kata.name, bug_ids)
+        if self.history.trouble:  # nobody could know later what was planted
+            self.history.notices()  # the error says it
+            raise DojoError(f"{self.kata.name}: nothing is planted, for {self.history.trouble}")
         return self.workspace.replace(source.encode(), attempt_id, reason)
 
     def put_right(self) -> Backup | None:
@@ -107,7 +122,7 @@ class Player:
                 run.whole,
             ),
         )
-        put_back = not solved and self._holds_default_text(attempt)
+        put_back = run.verdict is Verdict.FAILED and self._holds_default_text(attempt)
         return Judgement(planting, solved, count, put_back)
 
     def _holds_default_text(self, attempt: Attempt) -> bool:

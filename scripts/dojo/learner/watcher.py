@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dojo.errors import DojoError
-from dojo.files import read_bytes, revision
+from dojo.files import revision
 from dojo.kata.bug import Bug
 from dojo.kata.kata import Kata
 from dojo.learner.counting import Count, by_runs, count_gone
-from dojo.learner.saves import saves
+from dojo.learner.saves import saves, seen_now
 from dojo.runner.log import RunLog
 from dojo.runner.runner import Runner
 from dojo.testrun.results import RunResult, TestResult, Verdict, failed_functions
@@ -112,7 +112,7 @@ class Watching:
         self._seed = secrets.randbelow(2**31)
         self._failing: set[str] = set()  # likely to fail again, so these come first
         # Read here, before the first run can start: whatever is saved later is a save.
-        self._seen = read_bytes(kata.botched)
+        self._seen = seen_now(kata.botched)
 
     def press(self, character: str) -> None:
         """Take a key, from any thread."""
@@ -213,7 +213,7 @@ class Watching:
 
     def _count(self, planted: Sequence[Bug], tested: str) -> None:
         """Count the bugs that are gone, if the file still has the text that was tested."""
-        content = read_bytes(self._kata.botched) or b""
+        content = seen_now(self._kata.botched) or b""
         if revision(content) != tested:
             return
         text = content.decode("utf-8", errors="replace")

@@ -69,29 +69,32 @@ class Workspace:
         old = self.content()
         current = self.attempt()
         backup = None
-        if old is not None and old != new:
-            backup = self._save(old, current, reason)
-        pending = {"old": revision(old or b""), "attempt": attempt}
-        self._write_state({"attempt": current, "pending": pending})
-        if old != new:
-            write_atomically(self._file, new)
-        self._write_state({"attempt": attempt})
+        try:
+            if old is not None and old != new:
+                backup = self._save(old, current, reason)
+            pending = {"old": revision(old or b""), "attempt": attempt}
+            self._write_state({"attempt": current, "pending": pending})
+            if old != new:
+                write_atomically(self._file, new)
+            self._write_state({"attempt": attempt})
+        except OSError as error:
+            raise DojoError(
+                f"{self._file} cannot be replaced: {error.strerror}; no text is lost"
+            ) from None
         return backup
 
     def backups(self) -> list[Backup]:
         """Return the earlier texts, oldest first."""
         found = []
         for path in sorted(self._folder.glob("[0-9]*.py"), key=lambda path: int(path.stem)):
-            facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            found.append(
-                Backup(
-                    int(path.stem),
-                    path,
-                    datetime.fromisoformat(facts["saved_at"]),
-                    facts["reason"],
-                    facts["attempt"],
-                )
-            )
+            try:
+                facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+                saved_at, reason = datetime.fromisoformat(facts["saved_at"]), str(facts["reason"])
+                attempt = facts["attempt"]
+            except (OSError, ValueError, TypeError, KeyError):  # the text is there all the same
+                saved_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+                reason, attempt = "not known", None
+            found.append(Backup(int(path.stem), path, saved_at, reason, attempt))
         return found
 
     def restore(self, number: int | None = None) -> Backup:
@@ -109,7 +112,10 @@ class Workspace:
                 f"{self.kata.name} has no kept text {number}; "
                 f"{typed('undo', self.kata.name, '--list')} shows them"
             )
-        self.replace(chosen.path.read_bytes(), chosen.attempt, "undo")
+        text = read_bytes(chosen.path)
+        if text is None:
+            raise DojoError(f"{chosen.path} is gone; {typed('undo', self.kata.name, '--list')}")
+        self.replace(text, chosen.attempt, "undo")
         return chosen
 
     def _save(self, content: bytes, attempt: int | None, reason: str) -> Backup:
@@ -122,10 +128,15 @@ class Workspace:
         write_atomically(path, content)
         return Backup(number, path, saved_at, reason, attempt)
 
+    @property
+    def damaged(self) -> bool:
+        """Say whether what is known of the file's attempt cannot be read."""
+        return self._state.exists() and not self._read_state()
+
     def _read_state(self) -> dict[str, Any]:
         try:
             state = json.loads(self._state.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (OSError, ValueError):
             return {}
         return state if isinstance(state, dict) else {}
 

@@ -230,6 +230,13 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class Noticed:
+    """Something that the learner should know, and that stops nothing: of the history, mostly."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Ended:
     """The hunt is over; without an ending, the learner left it."""
 
@@ -263,6 +270,7 @@ Event = (
     | Replanted
     | Undone
     | Refused
+    | Noticed
     | Ended
     | NextKata
 )
@@ -358,7 +366,9 @@ class Hunt(ABC):
                     break  # what comes of the same moment comes too late
         except DojoError as error:
             events.append(Refused(str(error)))
-        return events
+        notices = map(Noticed, self._player.history.notices())
+        # An ending stays the last: whoever shows the events leaves with it.
+        return [*events[:-1], *notices, *events[-1:]] if self.over else [*events, *notices]
 
     def _handle(self, happened: Happening | Asked) -> Iterator[Event]:
         match happened:

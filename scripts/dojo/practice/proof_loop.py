@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from dojo.errors import DojoError
-from dojo.files import read_bytes
 from dojo.history.sessions import Ending
-from dojo.learner.saves import saves
+from dojo.learner.saves import saves, seen_now
 from dojo.practice.judging import ProofJudgement, judge
 from dojo.practice.proving import ProofDebrief, ProofHint, Prover
 from dojo.runner.pool import Pool
@@ -84,7 +83,7 @@ class ProofLoop:
         self._stop = threading.Event()
         self._running = False
         self._again = False
-        self._seen = read_bytes(prover.kata.proof)
+        self._seen = seen_now(prover.kata.proof)
 
     def press(self, character: str) -> None:
         """Take a key, or a line's first letter, from any thread."""

@@ -34,6 +34,7 @@ class VerdictReporter:
         self._proofs: set[Path] = set()  # katas for which the learner's own tests ran
         self._deselected = False
         self._lines: list[str] = []
+        self._notices: list[str] = []
         self._originals = Originals(Project.here().changed)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -78,7 +79,7 @@ class VerdictReporter:
         if any(map(failing_functions, self._results.values())):
             seed = self._config.option.kata_seed
             terminalreporter.write_line(f"the same random data again: --kata-seed {seed}")
-        for line in self._lines:
+        for line in dict.fromkeys([*self._lines, *self._notices]):  # one notice for many katas
             terminalreporter.write_line(line)
         for folder in sorted(self._proofs):
             judge = typed("prove", folder.name)
@@ -103,6 +104,7 @@ class VerdictReporter:
                 player = Player(project, kata, history)
                 seed = self._config.option.kata_seed
                 judgement = player.judge(RunResult.of(outcomes, seconds, seed))
+                self._notices += history.notices()
         except (DojoError, OSError) as error:
             return f"{name}: not recorded: {error}"
         if broken(outcomes):

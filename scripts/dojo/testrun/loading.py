@@ -96,6 +96,8 @@ def explain_load_error(error: BaseException, path: Path) -> str:
     name = path.name
     if isinstance(error, FileNotFoundError) and not path.exists():
         return f"{name} is missing: {typed('reset')} puts it back"
+    if isinstance(error, OSError) and error.filename == str(path):
+        return f"{name} cannot be read: {error.strerror}"
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"{name}, line {error.lineno}: {type(error).__name__}: {error.msg}"
     line, traceback = None, error.__traceback__

@@ -43,9 +43,11 @@ class Ledger:
 
     def proof(self, kata: Kata) -> Proof | None:
         """Return what was proved of the kata as it is now, if something was."""
-        content = read_bytes(self._file(kata))
-        facts = json.loads(content) if content else {}
-        return Proof.of(facts["proof"]) if facts.get("of") == self._state(kata) else None
+        try:
+            facts = json.loads(read_bytes(self._file(kata)) or b"{}")
+            return Proof.of(facts["proof"]) if facts.get("of") == self._state(kata) else None
+        except (ValueError, TypeError, KeyError, AttributeError):  # damaged: it is proved again
+            return None
 
     def keep(self, kata: Kata, proof: Proof) -> None:
         """Note what was proved of the kata as it is now."""

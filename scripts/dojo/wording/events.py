@@ -8,6 +8,7 @@ from dojo.practice.loop import (
     Hinted,
     HintWaits,
     Noted,
+    Noticed,
     Paused,
     Probing,
     Questioned,
@@ -29,7 +30,7 @@ COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 def event_line(event: Event) -> str:
     """Return an event in one line; empty where there is nothing to say, or more than a line."""
     match event:
-        case Hinted(text) | Refused(text) | Shown(text):
+        case Hinted(text) | Refused(text) | Noticed(text) | Shown(text):
             return text
         case Probing():
             return "Probing the model ..."

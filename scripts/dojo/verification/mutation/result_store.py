@@ -1,5 +1,6 @@
 """What a kata's tests said of each mutant, kept so that a stopped judging goes on where it was."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -98,9 +99,10 @@ class Trials:
             write_atomically(path, b"".join([header, *whole]))
         self._trials: dict[tuple[str, int, bool], Trial] = {}
         for line in whole:
-            facts = json.loads(line)
-            facts["outcome"] = MutantOutcome(facts["outcome"])
-            self._keep(Trial(**{**facts, "failing": tuple(facts["failing"])}))
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # damaged: it is tried again
+                facts = json.loads(line)
+                facts["outcome"] = MutantOutcome(facts["outcome"])
+                self._keep(Trial(**{**facts, "failing": tuple(facts["failing"])}))
 
     def get(self, mutant: str, seed: int, whole: bool) -> Trial | None:
         """Return the trial of that mutant under that seed, if there was one; a whole one, if asked.

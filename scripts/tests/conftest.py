@@ -217,6 +217,10 @@ class Lent(Warm):
     def process(self):
         return self._warm.process
 
+    @property
+    def scratch(self):
+        return self._warm.scratch
+
     def ask(self, request, tell_failure):
         self._asking = True
         answer = self._warm.ask(request, tell_failure)

@@ -5,6 +5,7 @@ one that came with the kata.
 """
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,22 +66,35 @@ class Workspace:
         self._write_state({"attempt": attempt})
 
     def replace(self, new: bytes, attempt: int | None, reason: str) -> Backup | None:
-        """Give the file a new content, keeping the old one; return the backup if one was needed."""
-        old = self.content()
-        current = self.attempt()
-        backup = None
+        """Give the file a new content, keeping the old one; return the backup if one was needed.
+
+        One at a time: whoever comes second keeps what the first has written.
+        """
         try:
-            if old is not None and old != new:
-                backup = self._save(old, current, reason)
-            pending = {"old": revision(old or b""), "attempt": attempt}
-            self._write_state({"attempt": current, "pending": pending})
-            if old != new:
-                write_atomically(self._file, new)
-            self._write_state({"attempt": attempt})
+            with self._lock():
+                return self._replace(new, attempt, reason)
         except OSError as error:
             raise DojoError(
                 f"{self._file} cannot be replaced: {error.strerror}; no text is lost"
             ) from None
+
+    def _lock(self) -> AbstractContextManager[object]:
+        from filelock import FileLock  # not above: plain pytest replaces nothing, and may lack it
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self._folder / "lock")
+
+    def _replace(self, new: bytes, attempt: int | None, reason: str) -> Backup | None:
+        old = self.content()
+        current = self.attempt()
+        backup = None
+        if old is not None and old != new:
+            backup = self._save(old, current, reason)
+        pending = {"old": revision(old or b""), "attempt": attempt}
+        self._write_state({"attempt": current, "pending": pending})
+        if old != new:
+            write_atomically(self._file, new)
+        self._write_state({"attempt": attempt})
         return backup
 
     def backups(self) -> list[Backup]:

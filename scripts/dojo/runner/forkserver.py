@@ -1,7 +1,8 @@
 """The warm process: has torch and pytest imported, and runs each request in a fork of itself.
 
 It reads one JSON object a line from standard input and answers each on standard output; see
-`dojo.runner.runner`, its only client. An end of input, or a broken pipe, ends it.
+`dojo.runner.runner`, its only client. An end of input, or a broken pipe, ends it, and with it goes
+the folder of temporary files that its first argument names: whoever made it may have been killed.
 
 Three processes stand in a row. The first imports. It forks a second, which lets pytest collect the
 tests of one kata, and serves every request for these; another kata, or an edited test file, gets
@@ -13,6 +14,7 @@ for it as well as the second.
 import contextlib
 import gc
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -44,7 +46,7 @@ def main() -> None:
     # What an import prints must not end up among the answers, and pytest takes descriptor 0.
     answers = worker.silenced_output()
     requests = os.dup(0)
-    for name in (*_PRELOAD, *sys.argv[1:]):
+    for name in (*_PRELOAD, *sys.argv[2:]):
         __import__(name)
     import torch
 
@@ -106,6 +108,7 @@ def _delegate(line: bytes, requests: int, answers: BinaryIO) -> bytes:
 
 if __name__ == "__main__":
     try:
-        main()
-    except BrokenPipeError:  # the client was killed: nobody is left to answer
-        worker.exit_process(0)
+        with contextlib.suppress(BrokenPipeError):  # the client was killed: nobody waits
+            main()
+    finally:
+        shutil.rmtree(sys.argv[1], ignore_errors=True)

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from dojo.errors import DojoError
 from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.runner.log import Event, LogReader, RunLog
@@ -57,7 +57,6 @@ class Runner:
         self._limits = limits or Limits.from_environment()
         self._processes = (processes or min(cores(), _MOST_PROCESSES)) if warm else 1
         self._lock = threading.Lock()
-        self._variants = tempfile.TemporaryDirectory(prefix="kata-variants-")
         self._transport: Transport = Warm(project, imports) if warm else Cold(project)
         self._judging = files_of_project(project.root)
         self._originals = Originals(project.changed)
@@ -154,12 +153,15 @@ class Runner:
         if not isinstance(implementation, Text):
             yield str(implementation)
             return
-        folder = Path(self._variants.name)
-        variant = write_variant(implementation.source, kata.name, folder)
+        scratch = self._transport.scratch
+        try:
+            variant = write_variant(implementation.source, kata.name, scratch)
+        except OSError as error:
+            raise DojoError(f"{scratch} cannot be written: {error.strerror}") from None
         try:
             yield str(variant)
         finally:
-            variant.path.unlink()
+            variant.path.unlink(missing_ok=True)  # gone where the processes were started anew
 
     def _request(self, kata: Kata, impl: str, tests: Path) -> Request:
         """Return the request for all tests of a file."""
@@ -193,7 +195,6 @@ class Runner:
     def close(self) -> None:
         """End the processes, and whatever they run."""
         self._transport.close()
-        self._variants.cleanup()
 
 
 def _tell_nobody(_: TestResult) -> None:

@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from dojo.errors import DojoError
@@ -26,6 +28,7 @@ from dojo.runner.protocol import (
     Stopped,
     reply,
 )
+from dojo.runner.scratch import environment, make_scratch
 from dojo.runner.signed import SignedReader
 from dojo.testrun.limits import OUTPUT_BYTES
 from dojo.testrun.results import TestResult
@@ -39,6 +42,10 @@ _GRACE = 30.0  # seconds that processes may be late beyond the limits that they 
 
 class Transport(Protocol):
     """Takes one request at a time."""
+
+    @property
+    def scratch(self) -> Path:
+        """Return the folder for temporary files of runs, which goes with this."""
 
     def ask(self, request: Request, tell_failure: Tell) -> Answer:
         """Run the request and return what came of it.
@@ -63,11 +70,15 @@ class Warm:
         """Start the process; it gets ready while the caller goes on, with these modules too."""
         self._project = project
         self._imports = imports
+        self.scratch = make_scratch()
         self._closed = False
         self._begin()
 
     def _begin(self) -> None:
-        self.process = _start("dojo.runner.forkserver", self._project, self._imports)
+        self.scratch.mkdir(exist_ok=True)  # a process that ended before has taken it along
+        # It removes the folder if this process is killed.
+        arguments = (str(self.scratch), *self._imports)
+        self.process = _start("dojo.runner.forkserver", self._project, self.scratch, arguments)
         self._ready = False
 
     def ask(self, request: Request, tell_failure: Tell) -> Answer:
@@ -149,6 +160,7 @@ class Warm:
         if not self._ready:  # it would import torch to the end first, and has no forks yet
             self.process.kill()
         self._leave()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _leave(self) -> None:
         assert self.process.stdin is not None
@@ -173,6 +185,7 @@ class Cold:
     def __init__(self, project: Project) -> None:
         """Start nothing yet."""
         self._project = project
+        self.scratch = make_scratch()
         self._process: subprocess.Popen[bytes] | None = None
         self._cancelled = threading.Event()
 
@@ -209,7 +222,9 @@ class Cold:
         """Run the module on the request, and hand over what it writes until that is enough."""
         started = time.monotonic()
         self._cancelled.clear()
-        self._process = process = _start(module, self._project, stderr=subprocess.DEVNULL)
+        self._process = process = _start(
+            module, self._project, self.scratch, stderr=subprocess.DEVNULL
+        )
         assert process.stdin is not None
         assert process.stdout is not None
         overdue = threading.Timer(request.run_seconds, process.kill)
@@ -242,10 +257,15 @@ class Cold:
     def close(self) -> None:
         """End the process, if one runs."""
         self.cancel()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 def _start(
-    module: str, project: Project, arguments: Sequence[str] = (), stderr: int | None = None
+    module: str,
+    project: Project,
+    scratch: Path,
+    arguments: Sequence[str] = (),
+    stderr: int | None = None,
 ) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
@@ -254,6 +274,7 @@ def _start(
         stderr=stderr,
         env={
             **os.environ,
+            **environment(scratch),
             "PYTHONPATH": str(project.root / "scripts"),
             # Large pages for the heap: a fork has fewer to copy, and takes half the time.
             "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",

@@ -57,6 +57,7 @@ def command(project: Project, name: str, test: str | None) -> None:
     click.echo(f"{kata.name}: {test}, seed {seed}; c goes on, q leaves")
     sys.stdout.flush()
     # In place of this process: Ctrl-C is for pdb then.
+    os.chdir(project.root)
     os.execve(sys.executable, _pytest(project, kata, test, seed), environment)
 
 
@@ -88,8 +89,9 @@ def _pytest(project: Project, kata: Kata, test: str, seed: int) -> list[str]:
         sys.executable,
         "-m",
         "pytest",
-        f"{kata.tests}::{test}",
-        f"--rootdir={project.root}",
+        # From the root: in a whole path pytest takes brackets for parameters.
+        f"{kata.tests.relative_to(project.root)}::{test}",
+        "--rootdir=.",
         f"--kata-seed={seed}",
         "--kata-timeout=0",
         "--kata-no-history",

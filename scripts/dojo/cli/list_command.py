@@ -38,7 +38,10 @@ def command(project: Project, readme: bool) -> None:
         due = scheduler.due(sessions.exercises(), sessions.interview_on())
         rows = []
         malformed = []
-        for folder in catalogue.kata_folders(project):
+        folders = catalogue.kata_folders(project)
+        for folder in folders:
+            if problem := catalogue.misnamed(folder, folders):
+                malformed.append(problem)
             try:
                 kata = kata_toml.load(folder)
             except CatalogueError as error:

@@ -55,7 +55,7 @@ class Plain:
 
     def _introduce(self, round_: Round) -> None:
         kata = round_.kata
-        click.echo(kata.brief.read_text(encoding="utf-8"))
+        click.echo(kata.brief_text())
         left = minutes(round_.remaining())
         click.echo(f"{planted_line(round_)}. You have {left} minutes from now.")
         for line in welcome_lines(round_):

@@ -106,7 +106,7 @@ def lead(
         for number, plan in enumerate(planned, 1):
             proof = prover(project, plan.kata, history, plan.goal, seed, plan.budget)
             proof.restart()
-            click.echo(plan.kata.brief.read_text(encoding="utf-8"))
+            click.echo(plan.kata.brief_text())
             click.echo(
                 f"Proof {number} of {len(planned)}, {minutes(plan.budget)} minutes from now."
             )

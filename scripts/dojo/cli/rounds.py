@@ -116,6 +116,6 @@ class Rounds:
                 self._project, kata, self._history, wanted.goal, budget=wanted.budget, bug=bug
             )
             proof.make_file()
-            click.echo(kata.brief.read_text(encoding="utf-8"))
+            click.echo(kata.brief_text())
             debrief = prove(proof, pool, self._lines)
         return None if debrief is None else debrief.proof.ending is Ending.SOLVED

@@ -32,6 +32,7 @@ class Database:
         """Open the database, or raise `DojoError` if it cannot be used."""
         self.trouble = ""
         self._path = path
+        self._connection = sqlite3.connect(":memory:")  # until the file is open
         self._notices: list[str] = []
         self._begun: list[tuple[str, tuple[Any, ...]]] = []  # of the transaction under way
         try:
@@ -119,12 +120,15 @@ class Database:
     def _go_on_in_memory(self, reason: str) -> None:
         self.trouble = f"the history {self._path} cannot be written: {reason}"
         self.note(f"{self.trouble}. What you do is not recorded until that is put right")
-        self._connection = _in_memory(self._path)
+        copy = _in_memory(self._path)
+        self._connection.close()  # or it would keep others from writing
+        self._connection = copy
         self._make_ready()
 
     def _begin_anew(self) -> None:
         """Put a damaged file aside, and begin a new one."""
         kept = self._path.with_name(f"damaged-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.sqlite")
+        self._connection.close()
         try:
             self._path.replace(kept)
             for end in ("-wal", "-shm"):  # which the new one must not take for its own

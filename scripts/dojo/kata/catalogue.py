@@ -23,13 +23,18 @@ def load_all(project: Project) -> list[Kata]:
     """Return every kata in order, or raise `CatalogueError` for the first malformed one."""
     folders = kata_folders(project)
     for folder in folders:
-        if not NAME.fullmatch(folder.name):
-            raise CatalogueError(f"{folder}: a kata's folder is called like 60_alibi")
-        if other := taken_by(folder.name, folders):
-            raise CatalogueError(
-                f"{folder}: {other.name} has the same number or the same word; rename one"
-            )
+        if problem := misnamed(folder, folders):
+            raise CatalogueError(problem)
     return [load(folder) for folder in folders]
+
+
+def misnamed(folder: Path, folders: Sequence[Path]) -> str | None:
+    """Return what is wrong with a folder's name beside those of the others, if something is."""
+    if not NAME.fullmatch(folder.name):
+        return f"{folder}: a kata's folder is called like 60_alibi"
+    if other := taken_by(folder.name, folders):
+        return f"{folder}: {other.name} has the same number or the same word; rename one"
+    return None
 
 
 def finished(project: Project) -> list[Kata]:

@@ -74,6 +74,13 @@ class Kata:
         """Return the path of the brief."""
         return self.folder / "README.md"
 
+    def brief_text(self) -> str:
+        """Return the brief, or a line that says that it is missing: a hunt can do without."""
+        try:
+            return self.brief.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            return f"{self.brief} cannot be read: {error}\n"
+
     @property
     def botched(self) -> Path:
         """Return the path of the learner's file."""

@@ -79,6 +79,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, choose the seed, and start collecting verdicts."""
     config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped with a reason elsewhere")
     config.addinivalue_line("markers", "symptom: of a system, what a person would notice")
+    # A checkout that cannot be written has no cache; the verdict's last line tells why.
+    config.addinivalue_line("filterwarnings", "ignore::pytest.PytestCacheWarning")
     # xdist's own, which a run without xdist does not know.
     config.addinivalue_line("markers", "xdist_group(name): tests that one worker runs, in order")
     if config.option.kata_timeout is None:
@@ -257,9 +259,9 @@ def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, obje
         return (yield)
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Run a kata's test inside the guards."""
+    """Run a kata's test inside the guards, and these while pytest captures what is printed."""
     if kata_folder(item.path) is None:
         yield
         return

@@ -25,6 +25,7 @@ from dojo.runner.protocol import (
     read_line,
     send,
 )
+from dojo.runner.strays import adopt_orphans, end, end_orphans, strays
 from dojo.testrun.device import has_gpu
 
 _CHUNK = 65_536
@@ -52,6 +53,7 @@ class Collector:
     def serve(self) -> NoReturn:
         """Collect, serve, and end the process."""
         try:
+            adopt_orphans()
             worker.enter(self._request)
             # Ends the process where a test file loops as it is imported.
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -122,6 +124,7 @@ class Collector:
             request = asked(line)
             if isinstance(request, LogRequest):
                 serve_log(request, self._requests, self._answers)
+                end_orphans(self._pids())
                 continue
             if _kind(request) == self._kind:
                 return request
@@ -137,19 +140,26 @@ class Collector:
         for part, fork in enumerate(forks):
             fork.ask(replace(request, part=part))
         stopped = self._follow(forks, request, started + request.run_seconds)
+        left = strays([fork.pid for fork in forks], self._pids())
         for fork in forks:
             fork.kill()
+        end(left)
         status = next((fork.reap() for fork in forks if not fork.ended), None)
         if stopped is Stopped.CANCELLED:
             read_line(self._requests)
         lines = tuple(fork.lines() for fork in forks)
-        answer = Answer(stopped, status, time.monotonic() - started, lines)
+        answer = Answer(stopped, status, time.monotonic() - started, lines, len(left))
         try:
             send(self._answers, answer.encoded())
         except BrokenPipeError:  # the client was killed: nobody waits for it
             worker.exit_process(0)
         for fork in forks:  # only now: to unmap so large a process takes milliseconds
             fork.reap()
+        end_orphans(self._pids())
+
+    def _pids(self) -> list[int]:
+        """Return the forks that wait for a request."""
+        return [fork.pid for fork in self._waiting]
 
     def _follow(self, forks: list[TestFork], request: Request, deadline: float) -> Stopped | None:
         """Take in what the forks say until all are silent; return why they have to stop earlier."""

@@ -36,6 +36,7 @@ from dojo.runner.protocol import (
     read_line,
     send,
 )
+from dojo.runner.strays import adopt_orphans, end_orphans
 from dojo.testrun.loading import load_module
 
 _PRELOAD = ("numpy.random", "torch.overrides", "dojo.pytest_plugin.reporter")
@@ -57,6 +58,7 @@ def main() -> None:
         __import__("dojo.kernels")
     # A fork after a parallel region can hang in the thread pool that it did not inherit.
     torch.set_num_threads(1)
+    adopt_orphans()
     _do_once()
     gc.collect()
     gc.freeze()
@@ -86,6 +88,7 @@ def _delegate(line: bytes, requests: int, answers: BinaryIO) -> bytes:
     request = asked(line)
     if isinstance(request, LogRequest):
         serve_log(request, requests, answers)
+        end_orphans()
         return read_line(requests)
     receive, relay = os.pipe()
     pid = os.fork()
@@ -97,6 +100,7 @@ def _delegate(line: bytes, requests: int, answers: BinaryIO) -> bytes:
     unlike = read_line(receive) if collected else b""
     os.close(receive)
     _, status = os.waitpid(pid, 0)
+    end_orphans()
     if collected:
         return unlike
     # It was stopped while it imported the tests, before it could answer.

@@ -35,7 +35,8 @@ def ask(project: Project, module: str, request: dict[str, Any], seconds: float) 
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(project.root / "scripts")},
+        # Of the folder it starts in: a whole path may have a colon.
+        env={**os.environ, "PYTHONPATH": "scripts"},
         cwd=project.root,
         start_new_session=True,
     )

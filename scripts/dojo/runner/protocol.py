@@ -118,6 +118,7 @@ class Answer:
     status: int | None  # the exit code of a process that did not run its tests to the end
     seconds: float
     lines: tuple[tuple[str, ...], ...]  # of each process; see `Account`
+    strays: int = 0  # processes in a session of their own that were left running
 
     def encoded(self) -> bytes:
         """Return the answer as a line."""
@@ -128,7 +129,7 @@ class Answer:
         """Return the answer from its plain data."""
         stopped = Stopped(facts["stopped"]) if facts["stopped"] else None
         lines = tuple(tuple(said) for said in facts["lines"])
-        return cls(stopped, facts["status"], facts["seconds"], lines)
+        return cls(stopped, facts["status"], facts["seconds"], lines, facts["strays"])
 
 
 class Damaged(Exception):
@@ -231,5 +232,6 @@ def ended(status: int) -> str:
     if status >= 0:
         return f"the process ended itself (exit code {status})"
     name = signal.Signals(-status).name
-    why = {"SIGKILL": ": out of memory?", "SIGSEGV": ": a crash in C code"}.get(name, "")
+    crash = ": a crash in C code, or a recursion without end"
+    why = {"SIGKILL": ": out of memory?", "SIGSEGV": crash}.get(name, "")
     return f"the process was ended by {name}{why}"

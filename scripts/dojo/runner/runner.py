@@ -33,6 +33,7 @@ _DAMAGED = (
     "the run's results were damaged: does the code use file descriptors, or end processes, that "
     "are not its own?"
 )
+_ENDLESS = ": an endless loop in C code, or a recursion without end?"
 _MOST_PROCESSES = 4  # more would load a kata's file more often than they save time
 
 
@@ -169,8 +170,10 @@ class Runner:
         return Request(
             root=str(root),
             arguments=(
-                str(tests),
-                f"--rootdir={root}",
+                # From the root, where it runs: in a whole path pytest takes brackets for
+                # parameters, and a dollar sign for a variable.
+                str(tests.relative_to(root)),
+                "--rootdir=.",
                 f"--kata-timeout={self._limits.test_seconds}",
                 "--kata-no-history",
                 "--open-checks",  # whoever shows the results keeps them sealed
@@ -204,6 +207,7 @@ def _tell_nobody(_: TestResult) -> None:
 def _result(answer: Answer, limits: Limits, seed: int) -> RunResult:
     account = Account.of(answer.lines)
     finished = RunResult.of(account.tests, answer.seconds, seed)
+    finished = replace(finished, strays=answer.strays)
     ended = _ended_early(answer, account, limits)
     if ended is None:
         return finished
@@ -220,7 +224,7 @@ def _ended_early(answer: Answer, account: Account, limits: Limits) -> tuple[Verd
         told = [test for test in account.tests if test.symptom] or account.tests
         failed = next((t.message for t in told if t.outcome is Outcome.FAILED), "")
         said = failed.partition("\n")[0]
-        why = f"; a test had failed: {said}" if said else ": an endless loop in C code?"
+        why = f"; a test had failed: {said}" if said else _ENDLESS
         return Verdict.TIMEOUT, f"stopped after {limits.run_seconds:g} s{why}"
     if account.exit_code is None:
         assert answer.status is not None  # only a run that said its exit code is not waited for

@@ -275,7 +275,7 @@ def _start(
         env={
             **os.environ,
             **environment(scratch),
-            "PYTHONPATH": str(project.root / "scripts"),
+            "PYTHONPATH": "scripts",  # of the folder it starts in: a whole path may have a colon
             # Large pages for the heap: a fork has fewer to copy, and takes half the time.
             "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         },

@@ -41,7 +41,7 @@ class NoTerminal(Failed):
 
 
 class Flooded(Failed):
-    """The code printed without end."""
+    """The code printed without end, or wrote a file without end."""
 
 
 @contextlib.contextmanager
@@ -131,7 +131,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _output_limit() -> Iterator[None]:
-    """Cap the files that pytest captures output in; a print beyond it raises `OSError`."""
+    """Cap files, those that pytest captures output in too; what goes beyond raises `OSError`."""
     try:
         import resource
     except ImportError:  # Windows
@@ -145,8 +145,10 @@ def _output_limit() -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.EFBIG:
             raise
+        printed = any(os.fstat(captured).st_size >= limit for captured in (1, 2))
+        what = "printed" if printed else "wrote a file of"
         megabytes = limit // 2**20
-        raise Flooded(f"the code printed more than {megabytes} MB", pytrace=False) from None
+        raise Flooded(f"the code {what} more than {megabytes} MB", pytrace=False) from None
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 

@@ -8,6 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from dojo.errors import CatalogueError
+
 
 class Outcome(StrEnum):
     """How one test ended."""
@@ -72,6 +74,7 @@ class RunResult:
     revision: str = ""
     seed: int = 0  # of the random data
     running: str = ""  # the test that the run ended in, where it did not come to its end
+    strays: int = 0  # processes that the code left running, in a session of their own
 
     @classmethod
     def of(cls, tests: Sequence[TestResult], seconds: float, seed: int = 0) -> "RunResult":
@@ -123,13 +126,21 @@ def _judged(tests: Sequence[TestResult]) -> tuple[Verdict, str]:
 
 def test_functions(path: Path) -> set[str]:
     """Return the names of the test functions that a test file defines."""
-    return set(_tests(path.read_text(encoding="utf-8")))
+    return set(_read(path))
 
 
 def check_functions(path: Path) -> set[str]:
     """Return the names of those that are not marked as symptoms."""
-    tests = _tests(path.read_text(encoding="utf-8"))
-    return {name for name, is_symptom in tests.items() if not is_symptom}
+    return {name for name, is_symptom in _read(path).items() if not is_symptom}
+
+
+def _read(path: Path) -> dict[str, bool]:
+    try:
+        return _tests(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CatalogueError(f"{path}: {error.strerror}") from None
+    except (SyntaxError, ValueError) as error:
+        raise CatalogueError(f"{path}: {error}") from None
 
 
 @functools.lru_cache(maxsize=8)  # asked for at each hint, each verdict and each pair of bugs

@@ -118,7 +118,7 @@ class HuntScreen(Screen[Ending | None]):
         with Container(id="panes"):
             with VerticalScroll(id="brief") as brief:
                 brief.border_title = "brief"
-                yield Markdown(kata.brief.read_text(encoding="utf-8"), open_links=False)
+                yield Markdown(kata.brief_text(), open_links=False)
             with VerticalScroll(id="verdict") as verdict:
                 verdict.border_title = "tests"
                 yield Static(self._tests, id="lines")

@@ -74,11 +74,11 @@ def _ruff(project: Project, texts: Mapping[str, str]) -> Remarks:
 
 
 def _run_ruff(project: Project, command: str, folder: str, *options: str) -> str:
-    configuration = project.root / "pyproject.toml"
     done = subprocess.run(
         [
             *(_RUFF, command, folder),
-            *("--no-cache", "--quiet", f"--config={configuration}", *options),
+            # Of the folder it runs in: in a whole path it takes a dollar sign for a variable.
+            *("--no-cache", "--quiet", "--config=pyproject.toml", *options),
         ],
         cwd=project.root,
         capture_output=True,

@@ -28,17 +28,18 @@ def run_lines(
     still to be counted. Where no names are shown it says solved or not, and no more, but for the
     symptoms of a system: an interviewer sees these too.
     """
+    left = _stray_lines(result)
     if not result.whole:
         printed = next((test.printed for test in result.tests if test.outcome is Outcome.ERROR), "")
         known = names is Names.SHOWN and result.running.partition("[")[0] not in sealed
         where = f" (in {result.running})" if result.running and known else ""
-        return [f"{name}: no verdict: {result.detail}{where}", *_printed_lines(printed)]
+        return [f"{name}: no verdict: {result.detail}{where}", *_printed_lines(printed), *left]
     failing: dict[str, list[TestResult]] = {}
     for test in result.tests:
         fails = test.outcome in (Outcome.FAILED, Outcome.TIMEOUT)
         if fails and names.shows(test) and test.function not in sealed:
             failing.setdefault(test.function, []).append(test)
-    lines = []
+    lines = left
     for place, (function, tests) in enumerate(list(failing.items())[:at_most]):
         cases = sum(test.function == function for test in result.tests)
         share = f" ({len(tests)} of {cases} cases)" if cases > 1 else ""
@@ -55,6 +56,13 @@ def run_lines(
     if judgement.solved or judgement.count or not judgement.planting.bugs:
         lines.append(verdict_line(judgement, name))
     return lines
+
+
+def _stray_lines(result: RunResult) -> list[str]:
+    if not result.strays:
+        return []
+    left = "a process" if result.strays == 1 else f"{result.strays} processes"
+    return [f"  your code left {left} running, now ended"]
 
 
 def tested(result: RunResult) -> str:

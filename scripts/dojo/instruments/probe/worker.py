@@ -5,6 +5,7 @@ the facts. It is killed from outside where the file takes too long, so it keeps 
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Generator
@@ -94,8 +95,9 @@ def _of_tests(order: Order, hooks: Hooks) -> Facts:
     gathering = _Gathering(hooks)
     pytest.main(
         [
-            order.folder,
-            f"--rootdir={order.root}",
+            # Where it runs: in a whole path pytest takes brackets for parameters.
+            os.path.relpath(order.folder, order.root),
+            "--rootdir=.",
             f"--impl={order.path}",
             f"--kata-seed={order.seed}",
             f"--kata-timeout={order.test_seconds}",

@@ -5,6 +5,7 @@ Each is told in a line, without a traceback, and whatever does not need it goes 
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,7 +21,6 @@ from dojo.history.history import History
 from dojo.learner.saves import saves
 from dojo.learner.workspace import Workspace
 
-NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount or to become nobody")
 
 
@@ -36,7 +36,7 @@ def cli(project):
 def start(project):
     """Start a command in a process of its own."""
 
-    def start(*arguments, shell="", **options):
+    def start(*arguments, before=(), shell="", **options):
         usual = {
             # Where Python looks first: a whole path in PYTHONPATH may have a colon.
             "cwd": project.root / "scripts",
@@ -46,7 +46,7 @@ def start(project):
             "stderr": subprocess.PIPE,
             "text": True,
         }
-        dojo = (sys.executable, "-m", "dojo", *map(str, arguments))
+        dojo = (*before, sys.executable, "-m", "dojo", *map(str, arguments))
         return subprocess.Popen(["sh", "-c", f'exec "$@" {shell}', "sh", *dojo], **usual | options)
 
     return start
@@ -191,22 +191,48 @@ def test_a_checkout_that_is_read_only_is_judged(run, run_pytest, project):
 
 @as_root
 @pytest.mark.slow
-def test_what_may_not_be_written_or_read_is_named(run, project, kata, tmp_path):
-    for folder in [tmp_path, *tmp_path.parents[:3]]:
-        folder.chmod(0o755)
-    environment = {**os.environ, "HOME": str(tmp_path)}
-    status, output, said = run("check", "scale", user=NOBODY, env=environment)
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv, to take rights away")
+def test_what_may_not_be_written_or_read_is_named(start, run, project, kata, player):
+    player.attempt()
+    player.history.close()
+    # Root, without the rights that let root read and write what its permissions forbid.
+    plain = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+    for path in [project.history, kata.folder, project.state]:
+        path.chmod(0o555)
+    status, output, said = run("check", "scale", before=plain)
     assert status == 1
     assert "0 of 1 bug fixed" in output
-    assert "Permission denied" in said
+    assert "cannot be written" in said
     kata.botched.chmod(0)
-    status, output, said = run("check", "scale", user=NOBODY, env=environment)
+    status, output, said = run("check", "scale", before=plain)
     assert status == 1
     assert "botched.py cannot be read: Permission denied" in output
-    for command in (["reset", "scale"], ["undo", "scale"], ["export", "history.json"]):
-        status, output, said = run(*command, user=NOBODY, env=environment)
-        assert status == 1, command
-        assert len(said.splitlines()) <= 2, said
+    for command in (["reset", "scale"], ["undo", "scale"], ["import", "history.json"]):
+        status, output, said = run(*command, before=plain)
+        assert status in (1, 2), command
+        assert said, command
+
+
+@pytest.mark.slow
+def test_a_catalogue_that_is_malformed_is_told_in_a_line(run, cli, project, system, kata):
+    system.tests.write_text("def (")
+    for command in ("check", "hint", "show"):
+        result = cli(command, "descent")
+        assert (result.exit_code, len(result.output.splitlines())) == (1, 1), result.output
+        assert "test_descent.py, line 1: invalid syntax" in result.output
+    kata.brief.unlink()
+    status, output, said = run("practice", "scale", "--minutes", "0.02")
+    assert status == 0, said
+    assert "README.md cannot be read: [Errno 2] No such file" in output
+    kata.tests.rename(project.root / "tests.py")
+    result = cli("check", "scale")
+    assert result.output == f"Error: {kata.tests} is missing\n"
+    shutil.copytree(kata.folder, project.katas / "01_other")
+    assert "01_other and of 01_scale" in cli("check", "01").output
+    assert "has the same number or the same word; rename one" in cli("list").output
+    for command in (["reset", "--all"], ["verify"], ["practice"]):
+        result = cli(*command)
+        assert (result.exit_code, len(result.output.splitlines())) == (1, 1), result.output
 
 
 @pytest.mark.parametrize("damage", ["all", "a page"])

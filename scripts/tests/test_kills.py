@@ -1,19 +1,26 @@
-"""A scripted session is killed at random moments: what it recorded is there, and it goes on.
+"""Commands and scripted sessions are killed at random moments: nothing is lost, the next one works.
 
-KATA_KILLS says how many times; 200 take a quarter of an hour.
+KATA_KILLS says how many sessions are killed; 200 take a quarter of an hour. Of other commands 200
+kills hit one that was still alive, which takes two minutes or three.
 """
 
+import json
 import os
 import random
 import re
 import signal
 import sqlite3
+import sys
 import threading
 import time
 
 import pytest
+from click.testing import CliRunner
 
+from dojo.cli import main
+from dojo.history.export import export_history
 from dojo.history.history import History
+from dojo.learner.workspace import Workspace
 from dojo.practice import session
 from dojo.practice.planning import DEFAULT_MINUTES
 
@@ -135,6 +142,105 @@ def test_the_killed_session_is_resumed(start):
     again.work_until(time.monotonic() + 3)
     again.kill()
     assert any("A session is unfinished: 01_scale" in line for line in again.lines)
+
+
+# How many kills hit each: those that start no warm process are soon at their point.
+HITS = {
+    "reset scale --bugs divides": 40,
+    "reset scale --count 1": 30,
+    "undo scale": 40,
+    "export out.json --force": 20,
+    "import in.json": 30,
+    "check scale": 10,
+    "practice scale --plain --minutes 0.02": 10,
+    "prove scale --once": 7,
+    "review --count 1": 6,
+    "verify scale": 7,
+}
+_PATIENCE = 20.0
+
+
+class Command:
+    """A command in a fork of this process, which has imported it, so that a kill hits its work."""
+
+    def __init__(self, project, text):
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 70
+            try:
+                os.setsid()
+                os.chdir(project.root)
+                nothing = os.open(os.devnull, os.O_RDWR)
+                output = os.open(project.root / "output", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+                for number, name in enumerate(("stdin", "stdout", "stderr")):
+                    os.dup2(output if number else nothing, number)
+                    stream = os.fdopen(number, "w" if number else "r", closefd=False)
+                    setattr(sys, name, stream)
+                main(text.split(), obj=project)
+            except SystemExit as ending:
+                status = ending.code or 0
+            finally:
+                os._exit(status)
+        self._status = None
+
+    def ended(self):
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = status if pid else None
+        return self._status is not None
+
+    def wait(self, seconds):
+        """Wait until it has ended, or so long; return how long."""
+        began = time.monotonic()
+        while not self.ended() and time.monotonic() - began < seconds:
+            time.sleep(0.0005)
+        return time.monotonic() - began
+
+    def kill(self):
+        """Kill it; say whether that hit it alive."""
+        if self.ended():
+            return False
+        os.kill(self.pid, signal.SIGKILL)  # not what it started, which has to end by itself
+        _, status = os.waitpid(self.pid, 0)
+        return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def _check_nothing_is_lost(project, kata, mine, where):
+    recorded(project)
+    kept = {backup.path.read_text() for backup in Workspace(project, kata).backups()}
+    assert mine in {*kept, kata.botched.read_text()}, where
+    for name in ("out.json", ".dojo/proofs/01_scale.json"):
+        path = project.root / name
+        if path.exists():
+            json.loads(path.read_text())
+    for command in (["hint", "scale"], ["undo", "scale", "--list"]):
+        result = CliRunner().invoke(main, command, obj=project)
+        assert result.exit_code == 0, f"{where}: {result.output} {result.exception!r}"
+
+
+def test_two_hundred_kills_that_hit_a_live_command_lose_nothing(project, kata, history):
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    history.start("01_scale", ["divides"])
+    (project.root / "in.json").write_text(export_history(history))
+    history.close()
+    hits = 0
+    for text, wanted in HITS.items():
+        longest, hit = _PATIENCE, 0
+        while hit < wanted:
+            where = f"{text}, kill {hit} of seed {seed}"
+            mine = f"# {rng.random()}\n"
+            kata.botched.write_text(mine)
+            command = Command(project, text)
+            # The first comes to its end, or waits for saves: it shows how long there is to hit it.
+            lasted = command.wait(3.0 if longest == _PATIENCE else rng.uniform(0, longest))
+            if longest == _PATIENCE:
+                longest = lasted
+            hit += command.kill()
+            _check_nothing_is_lost(project, kata, mine, where)
+        hits += hit
+        assert "Traceback" not in (project.root / "output").read_text(), text
+    assert hits == sum(HITS.values()) == 200
 
 
 @pytest.fixture(autouse=True)

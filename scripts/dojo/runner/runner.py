@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from dojo.errors import DojoError
+from dojo.errors import CatalogueError, DojoError
 from dojo.kata.kata import Kata
 from dojo.project import Project
 from dojo.runner.log import Event, LogReader, RunLog
@@ -94,9 +94,12 @@ class Runner:
         functions: no others run. Those in `first` run before the others. The first failure is told
         at once, before the run has ended.
         """
+        tests = tests or kata.tests
+        if not tests.exists():
+            raise CatalogueError(f"{tests} is missing")
         with self._lock, self._in_a_file(kata, implementation) as impl:
             request = replace(
-                self._request(kata, impl, tests or kata.tests),
+                self._request(kata, impl, tests),
                 seed=secrets.randbelow(2**31) if seed is None else seed,
                 only=tuple(sorted(only)),
                 first=tuple(sorted(first)),

@@ -139,7 +139,9 @@ def _read(path: Path) -> dict[str, bool]:
         return _tests(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CatalogueError(f"{path}: {error.strerror}") from None
-    except (SyntaxError, ValueError) as error:
+    except SyntaxError as error:
+        raise CatalogueError(f"{path}, line {error.lineno}: {error.msg}") from None
+    except ValueError as error:
         raise CatalogueError(f"{path}: {error}") from None
 
 

@@ -113,7 +113,7 @@ class Database:
         if isinstance(error, _Damaged) or code in _DAMAGED:
             self._begin_anew()
         elif not self.trouble and (isinstance(error, OSError) or code in _CANNOT_WRITE):
-            self._go_on_in_memory(str(error))
+            self._go_on_in_memory(getattr(error, "strerror", None) or str(error))
         else:
             raise error
 

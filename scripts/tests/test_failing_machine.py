@@ -158,6 +158,29 @@ def test_a_disk_that_fills_meanwhile_stops_no_judging(start, disk, project, kata
 
 @as_root
 @pytest.mark.slow
+@pytest.mark.own_process
+def test_a_full_folder_for_temporary_files_is_told_and_watch_goes_on(start, kata, tmp_path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with mounted("-t", "tmpfs", "-o", "size=512k", "tmpfs", temporary):
+        environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
+        process = start("watch", "scale", env=environment, stderr=subprocess.STDOUT)
+        reader = Reader(process)
+        try:
+            reader.wait_for("0 of 1 bug fixed")
+            fill(temporary)
+            changed = kata.planted_source(("adds-factor",)).replace("x + factor", "factor + x")
+            kata.botched.write_text(changed)
+            reader.wait_for("cannot be written: No space left")
+            kata.botched.write_text(kata.correct_source)
+            reader.wait_for("1 of 1 bug fixed")
+        finally:
+            reader.kill()
+    assert "Traceback" not in reader.said
+
+
+@as_root
+@pytest.mark.slow
 def test_nothing_is_planted_where_nothing_can_be_kept(run, disk, kata):
     kata.botched.write_text("# mine\n")
     fill(disk)

@@ -205,7 +205,10 @@ class Watching:
             if self._kata.is_system and result.whole:
                 self._happened.put(Logged(self._runner.log(self._kata)))
             if result.verdict is Verdict.FAILED and planted:
-                self._count(planted, result.revision)
+                try:
+                    self._count(planted, result.revision)
+                except DojoError as error:  # it is told, and the next save is judged
+                    self._happened.put(Later(error))
         except DojoError as error:
             self._happened.put(error)
         finally:

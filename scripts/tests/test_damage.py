@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dojo.errors import DojoError
 from dojo.runner.protocol import END, exit_line
 from dojo.runner.runner import Runner
 from dojo.runner.signed import SignedReader, SignedWriter
@@ -262,3 +263,13 @@ def test_a_log_hurts_no_other_run(project, system):
             log = runner.log(system)
             assert (log.failure, log.steps) == ("", ({"loss": 1.0},))
         assert runner.run(system, Reference()).verdict is Verdict.PASSED
+
+
+@pytest.mark.own_process
+def test_a_run_after_the_end_starts_no_process(project, kata):
+    with Runner(project) as runner:
+        assert runner.run(kata, Reference()).verdict is Verdict.PASSED
+        process = runner._transport.process
+    with pytest.raises(DojoError, match="was closed"):
+        runner._transport.ask(runner._request(kata, "reference", kata.tests), print)
+    assert runner._transport.process is process

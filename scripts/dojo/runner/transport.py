@@ -131,7 +131,7 @@ class Warm:
 
     def _await_ready(self) -> None:
         """Wait until the process has imported all; one that has died meanwhile starts anew."""
-        if self._ready and self.process.poll() is not None:
+        if self._ready and not self._closed and self.process.poll() is not None:
             self._leave()
             self._begin()
         assert self.process.stdout is not None

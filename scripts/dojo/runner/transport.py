@@ -54,9 +54,14 @@ class Transport(Protocol):
 class Warm:
     """Asks a process that has torch and pytest imported, and forks for every request."""
 
-    def __init__(self, project: Project, imports: Sequence[str] = ()) -> None:
-        """Start the process; it gets ready while the caller goes on, with these modules too."""
-        self.process = _start("dojo.runner.forkserver", project, imports)
+    def __init__(
+        self, project: Project, imports: Sequence[str] = (), command: Sequence[str] = ()
+    ) -> None:
+        """Start the process; it gets ready while the caller goes on, with these modules too.
+
+        It is `command` that starts it, where it has to be started in another way.
+        """
+        self.process = _start(command or _python("dojo.runner.forkserver", *imports), project)
         self._ready = False
 
     def ask(self, request: Request, tell_failure: Tell) -> Answer:
@@ -116,9 +121,10 @@ class Warm:
 class Cold:
     """Starts a fresh process for every request."""
 
-    def __init__(self, project: Project) -> None:
-        """Start nothing yet."""
+    def __init__(self, project: Project, command: Sequence[str] = ()) -> None:
+        """Start nothing yet; it is `command` that starts what runs tests, if there is another."""
         self._project = project
+        self._command = command or _python("dojo.runner.worker")
         self._process: subprocess.Popen[bytes] | None = None
         self._cancelled = threading.Event()
 
@@ -126,7 +132,7 @@ class Cold:
         """Run the request and return what came of it; no failure is told before."""
         started = time.monotonic()
         self._cancelled.clear()
-        self._process = _start("dojo.runner.worker", self._project, stderr=subprocess.DEVNULL)
+        self._process = _start(self._command, self._project, stderr=subprocess.DEVNULL)
         stopped = None
         try:
             output, _ = self._process.communicate(request.encoded(), timeout=request.run_seconds)
@@ -145,7 +151,7 @@ class Cold:
         """Run a system, pass on what it writes as it comes, and return how that ended."""
         started = time.monotonic()
         self._cancelled.clear()
-        self._process = process = _start("dojo.runner.log_worker", self._project)
+        self._process = process = _start(_python("dojo.runner.log_worker"), self._project)
         assert process.stdin is not None
         assert process.stdout is not None
         overdue = threading.Timer(request.run_seconds, process.kill)
@@ -188,11 +194,15 @@ def _ended_unexpectedly() -> DojoError:
     return DojoError("the test runner ended unexpectedly; run the command again")
 
 
+def _python(module: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", module, *arguments)
+
+
 def _start(
-    module: str, project: Project, arguments: Sequence[str] = (), stderr: int | None = None
+    command: Sequence[str], project: Project, stderr: int | None = None
 ) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,

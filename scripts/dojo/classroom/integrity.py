@@ -37,6 +37,8 @@ _ORACLES = (
     "torch.special",
     "torch.utils._python_dispatch",
 )
+# What torch itself replaces when it imports more of itself.
+_UNSETTLED = {"torch.manual_seed"}
 _CLASSES = (torch.Tensor, torch.nn.Module, torch.autograd.Function)
 
 
@@ -82,11 +84,16 @@ class Integrity:
         self._note(name, vars(module))
         for value in list(vars(module).values()):
             # Of the judges' own classes; torch's are many, and C's cannot be changed.
-            if isinstance(value, type) and value.__module__ == name and name not in _ORACLES:
+            own = isinstance(value, type) and value.__module__ == name and name not in _ORACLES
+            if own and not issubclass(value, torch.optim.Optimizer):  # torch wraps their `step`
                 self._note(f"{name}.{value.__name__}", vars(value))
 
     def _note(self, where: str, holder: Mapping[str, Any]) -> None:
-        values = {name: value for name, value in holder.items() if _does_something(value)}
+        values = {
+            name: value
+            for name, value in holder.items()
+            if _does_something(value) and f"{where}.{name}" not in _UNSETTLED
+        }
         self._holders.append((where, holder, tuple(values), tuple(values.values())))
         for value in values.values():
             function = getattr(value, "__func__", value)

@@ -48,8 +48,9 @@ def enter(read_only: Sequence[Path], hidden: Path) -> None:
     folder, user = Path.cwd(), os.geteuid()
     if user != 0:
         _own_users(user, os.getegid())
-    _call("unshare", _NEW_FILES | _NEW_NETWORK | _NEW_IPC | _NEW_HOST | _NEW_PROCESSES)
+    _call("unshare", _NEW_NETWORK | _NEW_IPC | _NEW_HOST | _NEW_PROCESSES)
     _go_on_in_fork()
+    _call("unshare", _NEW_FILES)
     _mount("none", "/", None, _RECURSIVE | _PRIVATE)
     _change_root(read_only, hidden)
     _go_on_in_fork()  # the first process takes in those that lose their parent
@@ -70,8 +71,9 @@ def enclose(kept: Iterable[int]) -> None:
     open: here, and in the calling process, so that who reads there sees it end before they close.
     """
     _close_all_but(kept)
-    _call("unshare", _NEW_FILES | _NEW_PROCESSES | _NEW_IPC)
+    _call("unshare", _NEW_PROCESSES | _NEW_IPC)
     _go_on_in_fork(kept)
+    _call("unshare", _NEW_FILES)  # only here: the process that waits goes on seeing what it saw
     _mount("proc", "/proc", "proc", _NO_SUID | _NO_DEVICES)
     for folder in (SCRATCH, "/dev/shm"):
         options = f"size={FILES_BYTES},mode=700"

@@ -44,7 +44,7 @@ class Judged(RunResult):
 
 @dataclass(frozen=True)
 class _Expected:
-    """What becomes of the reference's tests, and has to become of a correct submission's."""
+    """What becomes of the tests of correct code: of the reference, and of all other solutions."""
 
     passed: frozenset[str]
     fail_when_spoilt: frozenset[str]
@@ -130,17 +130,18 @@ class SandboxedRunner(Runner):
         return _judged(result)
 
     def _find_out(self, kata: Kata) -> _Expected:
-        """Run the reference, which the sandbox has seen nothing of when it is emptied again."""
+        """Run what is correct, in sandboxes that nothing is left of when a submission comes."""
         boxed, text = self._boxed(kata), _text(kata, Reference())
         result = super().run(boxed, text)
         if result.verdict is not Verdict.PASSED:
             said = f"the reference does not pass: {result.detail}"
             raise DojoError(f"{kata.name} cannot be judged in a sandbox: {said}")
-        spoilt = self._run_spoilt(boxed, text, result.seed)
-        return _Expected(_passed(result), _passed(result) - _passed(spoilt))
+        correct = [text, *(_text(kata, Solution(path)) for path in kata.solutions)]
+        pass_spoilt = [_passed(self._run_spoilt(boxed, text)) for text in correct]
+        return _Expected(_passed(result), _passed(result).difference(*pass_spoilt))
 
     def _run_spoilt(
-        self, boxed: Kata, text: Text, seed: int, only: Collection[str] = ()
+        self, boxed: Kata, text: Text, seed: int | None = None, only: Collection[str] = ()
     ) -> RunResult:
         """Run the tests with all that the text computes spoilt."""
         self._spoils = True

@@ -16,7 +16,7 @@ from dojo.classroom import namespaces, sandbox
 from dojo.classroom.sandbox import sandboxed_pool
 from dojo.classroom.walls import Walls
 from dojo.errors import DojoError
-from dojo.kata import kata_toml
+from dojo.kata import catalogue, kata_toml
 from dojo.project import Project
 from dojo.testrun.implementation import Learner, Planted, Reference, Text
 from dojo.testrun.limits import Limits
@@ -146,7 +146,7 @@ READERS = {
                     text = open(path, errors="replace").read(100_000)
                 except OSError:
                     continue
-                if path != __file__ and "{secret}" in text and "def double" in text and "* 2" in text:
+                if path != __file__ and "{secret}" in text and "* 2" in text:
                     found = text
         assert found
         """,
@@ -319,6 +319,16 @@ def total(numbers):
     return sum(numbers)
 """
 
+BOMB = """
+    import os, time
+    while True:
+        try:
+            if os.fork() == 0:
+                os.setsid()
+        except OSError:
+            time.sleep(0.01)
+    """
+
 ENDERS = {
     "os._exit": ("import os; os._exit(0)", "pass"),
     "posix._exit": ("import posix; posix._exit(0)", "pass"),
@@ -465,17 +475,8 @@ def test_no_end_is_a_pass(judge, cheat):
 
 
 def test_a_fork_bomb_is_bounded_and_gone(judge, double):
-    bomb = """
-        import os, time
-        while True:
-            try:
-                if os.fork() == 0:
-                    os.setsid()
-            except OSError:
-                time.sleep(0.01)
-        """
     started = time.monotonic()
-    assert judge(wrong(bomb)).verdict is not Verdict.PASSED
+    assert judge(wrong(BOMB)).verdict is not Verdict.PASSED
     assert time.monotonic() - started < 20
     assert judge(double.correct_source).verdict is Verdict.PASSED
 
@@ -570,6 +571,24 @@ def test_bubblewrap_serves_where_only_it_may(checkout, double, monkeypatch):
             )
         )
     assert [one.verdict for one in results] == [Verdict.PASSED, Verdict.FAILED, Verdict.BROKEN]
+
+
+@pytest.mark.slow
+def test_a_class_of_strangers_is_judged():
+    """KATA_SUBMISSIONS says how many; 300 on two cores are to take less than three minutes."""
+    softmax = catalogue.find(REAL, "03")
+    correct = [softmax.correct_source, *(path.read_text() for path in softmax.solutions)]
+    broken = [softmax.planted_source([bug.id]) for bug in (*softmax.bugs, *softmax.fresh)]
+    hostile = [wrong(BOMB), wrong("import time\ntime.sleep(1000)")]
+    count = int(os.environ.get("KATA_SUBMISSIONS", "20")) - len(hostile)
+    texts = [(correct if n % 3 else broken)[n // 3 % 3] + f"\n# {n}\n" for n in range(count)]
+    texts[count // 3 : count // 3] = hostile
+    with sandboxed_pool(REAL) as pool:
+        results = list(pool.map(lambda runner, text: runner.run(softmax, Text(text)), texts))
+    for text, result in zip(texts, results, strict=True):
+        solved = any(text.startswith(one) for one in correct)
+        assert (result.verdict is Verdict.PASSED) == solved, (result.verdict, result.detail)
+        assert result.tampering == ""
 
 
 def test_nothing_is_left_of_a_pool(checkout, tmp_path, monkeypatch):

@@ -6,10 +6,13 @@ starts others can do that for it.
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import platform
 import resource
 import signal
+import socket
+import struct
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +20,7 @@ from typing import NoReturn
 
 SCRATCH = "/scratch"  # the temporary folder: below /tmp lies what is to be seen
 FILES_BYTES = 64 * 2**20  # in it
-PROCESSES = 64  # at once, threads included
+PROCESSES = 48  # at once, threads included
 
 _NEW_FILES, _NEW_HOST, _NEW_IPC = 0x00020000, 0x04000000, 0x08000000
 _NEW_USERS, _NEW_PROCESSES, _NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
@@ -53,6 +56,7 @@ def enter(read_only: Sequence[Path], hidden: Path) -> None:
     _call("unshare", _NEW_FILES)
     _mount("none", "/", None, _RECURSIVE | _PRIVATE)
     _change_root(read_only, hidden)
+    _loop_back()
     _go_on_in_fork()  # the first process takes in those that lose their parent
     if user == 0:
         _become_nobody()
@@ -161,6 +165,13 @@ def _set_read_only(root: Path) -> None:
     attributes = _Attributes(set=1 | _NO_SUID)
     arguments = (_HERE, str(root).encode(), _AND_BELOW, ctypes.byref(attributes))
     _call("syscall", _MOUNT_SETATTR, *arguments, ctypes.sizeof(attributes))
+
+
+def _loop_back() -> None:
+    """Let the processes of a run talk to each other by the network that has nobody else."""
+    set_flags, is_up = 0x8914, 1
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, set_flags, struct.pack("16sh", b"lo", is_up))
 
 
 def _become_nobody() -> None:

@@ -2,7 +2,13 @@
 
 A sandbox sees an answerless checkout. A run that ends well is doubted twice: every test that the
 reference passes has to have passed; and once more, with what the submission computes spoilt, those
-have to fail that fail of the spoilt reference. A submission that passes them has changed the judge.
+have to fail that fail of correct code once it is spoilt. A submission that passes them has changed
+the judge, or computes what agrees with everything.
+
+What cannot be stopped, for tests and submission share a process: code that is written against this
+very sandbox, tells a spoilt run from the first one by looking at the frames that call it, and
+undoes in time what it has changed; and code that reads a test in order to call the oracle that the
+test compares with. Both say so in their text, which a teacher can read.
 """
 
 import tempfile

@@ -474,6 +474,7 @@ def test_no_end_is_a_pass(judge, cheat):
     assert judge(wrong(*ENDERS[cheat])).verdict is not Verdict.PASSED
 
 
+@pytest.mark.slow
 def test_a_fork_bomb_is_bounded_and_gone(judge, double):
     started = time.monotonic()
     assert judge(wrong(BOMB)).verdict is not Verdict.PASSED
@@ -481,6 +482,7 @@ def test_a_fork_bomb_is_bounded_and_gone(judge, double):
     assert judge(double.correct_source).verdict is Verdict.PASSED
 
 
+@pytest.mark.slow
 def test_what_a_submission_starts_ends_with_it(judge, pool, double):
     left = """
         import os, sys, time
@@ -497,12 +499,14 @@ def test_what_a_submission_starts_ends_with_it(judge, pool, double):
     assert not [words for words in running if b"47.11" in words]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sleep", ["time.sleep(100)", "sum(range(10**12))"])
 def test_a_submission_that_does_not_end_is_ended(judge, sleep):
     result = judge(wrong("import time", sleep))
     assert result.verdict in (Verdict.FAILED, Verdict.TIMEOUT)
 
 
+@pytest.mark.slow
 def test_temporary_files_have_a_cap_and_are_gone_afterwards(judge, double):
     fill = """
         import os, tempfile

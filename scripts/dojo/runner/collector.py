@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -102,6 +103,10 @@ class Collector:
             item.session.pytest_runtest_logreport(report)  # counts failures
             self._results.pytest_runtest_logreport(report)
         return True
+
+    def enclose(self, kept: Iterable[int]) -> None:
+        """Shut the fork that this is called in off from others; it keeps these descriptors."""
+        worker.close_all_but(*kept)
 
     def _answer_without_running(self) -> None:
         """Answer where pytest gave up before the tests, then leave the next request to others."""
@@ -210,7 +215,7 @@ class Collector:
         # Captured output goes to files, which must not be the same as those of other runs.
         capture = session.config.pluginmanager.getplugin("capturemanager")
         capture.stop_global_capturing()
-        worker.close_all_but(requests, results)
+        self.enclose((requests, results))
         worker.silence_input()
         os.dup2(1, 2)  # a crash prints its trace there; the verdict says what happened
         capture.start_global_capturing()

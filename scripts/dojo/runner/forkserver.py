@@ -17,6 +17,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,12 +43,12 @@ from dojo.testrun.loading import load_module
 _PRELOAD = ("numpy.random", "torch.overrides", "dojo.pytest_plugin.reporter")
 
 
-def main() -> None:
-    """Serve requests until standard input ends."""
+def main(imports: Sequence[str], collector: type[Collector] = Collector) -> None:
+    """Import these modules too, and serve requests until standard input ends."""
     # What an import prints must not end up among the answers, and pytest takes descriptor 0.
     answers = worker.silenced_output()
     requests = os.dup(0)
-    for name in (*_PRELOAD, *sys.argv[2:]):
+    for name in (*_PRELOAD, *imports):
         __import__(name)
     import torch
 
@@ -67,7 +68,7 @@ def main() -> None:
     while line:
         # A cancel that came too late is nobody's.
         late = line == CANCEL
-        line = read_line(requests) if late else _delegate(line, requests, answers)
+        line = read_line(requests) if late else _delegate(line, requests, answers, collector)
 
 
 def _do_once() -> None:
@@ -83,7 +84,7 @@ def _do_once() -> None:
         sys.modules["dojo.testing"].assert_matches(few, few + 1, "values that differ")
 
 
-def _delegate(line: bytes, requests: int, answers: BinaryIO) -> bytes:
+def _delegate(line: bytes, requests: int, answers: BinaryIO, collector: type[Collector]) -> bytes:
     """Have a fork serve the request and all that are like it; return the first that is not."""
     request = asked(line)
     if isinstance(request, LogRequest):
@@ -94,7 +95,7 @@ def _delegate(line: bytes, requests: int, answers: BinaryIO) -> bytes:
     pid = os.fork()
     if pid == 0:
         os.close(receive)
-        Collector(request, requests, answers, relay).serve()
+        collector(request, requests, answers, relay).serve()
     os.close(relay)
     collected = read_line(receive)
     unlike = read_line(receive) if collected else b""
@@ -113,6 +114,6 @@ def _delegate(line: bytes, requests: int, answers: BinaryIO) -> bytes:
 if __name__ == "__main__":
     try:
         with contextlib.suppress(BrokenPipeError):  # the client was killed: nobody waits
-            main()
+            main(sys.argv[2:])
     finally:
         shutil.rmtree(sys.argv[1], ignore_errors=True)

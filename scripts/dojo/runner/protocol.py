@@ -42,6 +42,7 @@ class Request:
     wants_failure: bool = False  # whether the first failure is sent at once
     processes: int = 1  # how many share out the tests
     part: int = 0  # which of them this one is
+    spoilt: bool = False  # whether what the code returns is changed, so that tests have to fail
 
     def encoded(self) -> bytes:
         """Return the request as a line."""

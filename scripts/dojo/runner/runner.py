@@ -47,18 +47,23 @@ class Runner:
         warm: bool = hasattr(os, "fork"),
         processes: int | None = None,
         imports: Sequence[str] = (),
+        transport: Callable[[], Transport] | None = None,
     ) -> None:
         """Start the warm process; it gets ready while the caller goes on, with these modules too.
 
         Not `warm`, for where there is no fork: a fresh process for every run, the same results.
         As many `processes` as there are cores, or a few, share out the tests of a run, unless a
-        number is given.
+        number is given. `transport` opens another way to run requests.
         """
         self._project = project
         self._limits = limits or Limits.from_environment()
         self._processes = (processes or min(cores(), _MOST_PROCESSES)) if warm else 1
         self._lock = threading.Lock()
-        self._transport: Transport = Warm(project, imports) if warm else Cold(project)
+        self._transport: Transport
+        if transport is not None:
+            self._transport = transport()
+        else:
+            self._transport = Warm(project, imports) if warm else Cold(project)
         self._judging = files_of_project(project.root)
         self._originals = Originals(project.changed)
         self._originals.read(self._judging)  # while the process gets ready

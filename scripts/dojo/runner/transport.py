@@ -66,19 +66,30 @@ class Transport(Protocol):
 class Warm:
     """Asks a process that has torch and pytest imported, and forks for every request."""
 
-    def __init__(self, project: Project, imports: Sequence[str] = ()) -> None:
-        """Start the process; it gets ready while the caller goes on, with these modules too."""
+    def __init__(
+        self,
+        project: Project,
+        imports: Sequence[str] = (),
+        *,
+        command: Sequence[str] = (),
+        scratch: Path | None = None,
+    ) -> None:
+        """Start the process; it gets ready while the caller goes on, with these modules too.
+
+        It is `command` that starts it, where it has to be started in another way, and `scratch`
+        the folder for temporary files, where that is not to be a new one.
+        """
         self._project = project
-        self._imports = imports
-        self.scratch = make_scratch()
+        self.scratch = scratch or make_scratch()
+        # It removes the folder if this process is killed.
+        folder = str(self.scratch)
+        self._command = command or _python("dojo.runner.forkserver", folder, *imports)
         self._closed = False
         self._begin()
 
     def _begin(self) -> None:
         self.scratch.mkdir(exist_ok=True)  # a process that ended before has taken it along
-        # It removes the folder if this process is killed.
-        arguments = (str(self.scratch), *self._imports)
-        self.process = _start("dojo.runner.forkserver", self._project, self.scratch, arguments)
+        self.process = _start(self._command, self._project, self.scratch)
         self._ready = False
 
     def ask(self, request: Request, tell_failure: Tell) -> Answer:
@@ -182,10 +193,13 @@ class Warm:
 class Cold:
     """Starts a fresh process for every request."""
 
-    def __init__(self, project: Project) -> None:
-        """Start nothing yet."""
+    def __init__(
+        self, project: Project, command: Sequence[str] = (), scratch: Path | None = None
+    ) -> None:
+        """Start nothing yet; `command` and `scratch` are as for a warm process."""
         self._project = project
-        self.scratch = make_scratch()
+        self.scratch = scratch or make_scratch()
+        self._command = command or _python("dojo.runner.worker")
         self._process: subprocess.Popen[bytes] | None = None
         self._cancelled = threading.Event()
 
@@ -197,7 +211,7 @@ class Cold:
             reader.feed(piece)
             return reader.ended or reader.damaged
 
-        answer = self._answer("dojo.runner.worker", request, take)
+        answer = self._answer(self._command, request, take)
         stopped = Stopped.DAMAGED if reader.damaged else answer.stopped
         lines = tuple(line.decode() for line in reader.lines)
         return replace(answer, stopped=stopped, lines=(lines,))
@@ -213,17 +227,17 @@ class Cold:
             size += len(piece)
             return size > OUTPUT_BYTES
 
-        answer = self._answer("dojo.runner.log_worker", request, take)
+        answer = self._answer(_python("dojo.runner.log_worker"), request, take)
         return replace(answer, stopped=Stopped.FLOOD) if size > OUTPUT_BYTES else answer
 
     def _answer(
-        self, module: str, request: Request | LogRequest, take: Callable[[bytes], bool]
+        self, command: Sequence[str], request: Request | LogRequest, take: Callable[[bytes], bool]
     ) -> Answer:
-        """Run the module on the request, and hand over what it writes until that is enough."""
+        """Have the command run the request, and hand over what it writes until that is enough."""
         started = time.monotonic()
         self._cancelled.clear()
         self._process = process = _start(
-            module, self._project, self.scratch, stderr=subprocess.DEVNULL
+            command, self._project, self.scratch, stderr=subprocess.DEVNULL
         )
         assert process.stdin is not None
         assert process.stdout is not None
@@ -260,15 +274,15 @@ class Cold:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
 
+def _python(module: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", module, *arguments)
+
+
 def _start(
-    module: str,
-    project: Project,
-    scratch: Path,
-    arguments: Sequence[str] = (),
-    stderr: int | None = None,
+    command: Sequence[str], project: Project, scratch: Path, stderr: int | None = None
 ) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,

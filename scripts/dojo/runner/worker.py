@@ -136,6 +136,7 @@ def take_on(request: Request, session: Any) -> None:
     option, items = session.config.option, session.items
     option.impl = request.impl
     option.kata_seed = request.seed
+    option.spoilt = request.spoilt
     option.maxfail = int(request.until_failure)
     if request.only:
         items[:] = [item for item in items if item.originalname in request.only]

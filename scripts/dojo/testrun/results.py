@@ -18,6 +18,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
     TIMEOUT = "timeout"
     SKIPPED = "skipped"
+    TAMPERED = "tampered"  # the code has changed what judges it; a class's submissions alone
     ERROR = "error"  # outside the test's own call: the file did not load, a fixture failed
 
 
@@ -91,7 +92,7 @@ class RunResult:
 
 def failing_functions(results: Iterable[TestResult]) -> set[str]:
     """Return the test functions of which at least one case did not pass."""
-    bad = (Outcome.FAILED, Outcome.TIMEOUT, Outcome.ERROR)
+    bad = (Outcome.FAILED, Outcome.TIMEOUT, Outcome.TAMPERED, Outcome.ERROR)
     return {result.function for result in results if result.outcome in bad}
 
 
@@ -115,7 +116,7 @@ def _judged(tests: Sequence[TestResult]) -> tuple[Verdict, str]:
     """Return what tests that all came to their end say together, and why."""
     if reason := broken(tests):
         return Verdict.BROKEN, reason
-    bad = (Outcome.FAILED, Outcome.TIMEOUT)
+    bad = (Outcome.FAILED, Outcome.TIMEOUT, Outcome.TAMPERED)
     if first := next((test for test in tests if test.outcome in bad), None):
         return Verdict.FAILED, first.message
     if solved(tests):

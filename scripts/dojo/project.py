@@ -32,6 +32,11 @@ class Project:
         return self.root / "katas"
 
     @property
+    def fixtures(self) -> Path:
+        """Return the folder of what tests read: the output of libraries, and small data."""
+        return self.root / "fixtures"
+
+    @property
     def readme(self) -> Path:
         """Return the path of the page that a visitor sees first."""
         return self.root / "README.md"

@@ -484,7 +484,7 @@ def _in_new_threads_too(
 
 def golden(name: str) -> Any:
     """Return the content of `fixtures/NAME`, JSON that holds a published library's output."""
-    return json.loads((Project.here().root / "fixtures" / name).read_text(encoding="utf-8"))
+    return json.loads((Project.here().fixtures / name).read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager

@@ -100,8 +100,15 @@ class Kata:
         return sorted((self.folder / "solutions").glob("*.py"))
 
     @cached_property
+    def answerless(self) -> bool:
+        """Say whether it has neither reference nor bugs, as in a class's handout."""
+        return not (self.bugs or self.default or self.reference.exists())
+
+    @cached_property
     def correct_source(self) -> str:
-        """Return the text of the reference."""
+        """Return the text of the reference, or raise `DojoError` where there is none to have."""
+        if self.answerless:
+            raise DojoError(f"{self.name}: this handout holds no answers; ask whoever gave it out")
         return self.reference.read_text(encoding="utf-8")
 
     @property

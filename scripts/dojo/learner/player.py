@@ -24,6 +24,7 @@ class Planting:
 
     bugs: tuple[Bug, ...]
     unknown: tuple[str, ...] = ()
+    told: bool = True  # not in an answerless checkout
 
 
 @dataclass(frozen=True)
@@ -225,11 +226,13 @@ def planting_of(kata: Kata, attempt: Attempt) -> Planting:
             known.append(kata.bug(bug_id))
         except DojoError:
             unknown.append(bug_id)
-    return Planting(tuple(known), tuple(unknown))
+    return Planting(tuple(known), tuple(unknown), told=not kata.answerless)
 
 
 def unknown_line(name: str, planting: Planting) -> str | None:
     """Return what is to be said where it is not known any more what is planted, or None."""
+    if not planting.told:
+        return f"{name}: this handout does not say what is planted"
     remedy = f"{typed('reset', name)} plants anew and keeps your text"
     if planting.unknown:
         bugs = ", ".join(planting.unknown)

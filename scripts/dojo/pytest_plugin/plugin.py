@@ -334,7 +334,7 @@ def pytest_runtest_makereport(
                 "proof": item.path.name == PROOF,
                 "result": result.to_json(),
             }
-        sealing.keep_sealed(item, report, folder.name)
+        sealing.keep_sealed(item, report, folder)
     return report
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dojo.errors import DojoError, typed
+from dojo.kata.kata import Kata
 from dojo.kata.kata_toml import load
 from dojo.testrun.implementation import Learner
 
@@ -30,12 +31,17 @@ def seals(folder: Path, config: pytest.Config) -> bool:
     return not option.open_checks and option.impl == str(Learner()) and _is_system(folder)
 
 
-@functools.cache
 def _is_system(folder: Path) -> bool:
+    kata = _kata(folder)
+    return kata is not None and kata.is_system
+
+
+@functools.cache
+def _kata(folder: Path) -> Kata | None:
     try:
-        return load(folder).is_system
+        return load(folder)
     except DojoError:
-        return False  # the verdict says what is wrong with it
+        return None  # the verdict says what is wrong with it
 
 
 def seal(collector: pytest.Collector, cases: list[pytest.Function]) -> list[pytest.Function]:
@@ -72,10 +78,12 @@ def real_name(item: pytest.Item) -> str:
     return item.stash.get(_Name, item.nodeid.partition("::")[2])
 
 
-def keep_sealed(item: pytest.Item, report: pytest.TestReport, kata: str) -> None:
+def keep_sealed(item: pytest.Item, report: pytest.TestReport, folder: Path) -> None:
     """Take what a failing test says out of its report, if it is sealed."""
     if _Name in item.stash and report.failed and report.when == "call":
+        kata = _kata(folder)
+        hint = f"{typed('hint', folder.name)} opens the check that says most, "
         report.longrepr = (
-            f"{item.name} fails. Its name and message are sealed: {typed('hint', kata)} opens the "
-            "check that says most, --open-checks opens them all."
+            f"{item.name} fails. Its name and message are sealed: "
+            f"{'' if kata and kata.answerless else hint}--open-checks opens them all."
         )

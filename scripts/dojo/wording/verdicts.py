@@ -27,6 +27,8 @@ def verdict_line(judgement: Judgement, name: str) -> str:
     total = len(judgement.planting.bugs)
     bugs = "bug" if total == 1 else "bugs"
     reveal, hint = typed("reveal", name), typed("hint", name)
+    if not judgement.planting.told:
+        return f"{name}: solved" if judgement.solved else f"{name}: not solved yet"
     unknown = unknown_line(name, judgement.planting)
     if unknown:
         return f"{name}: solved. Next: {reveal}" if judgement.solved else unknown

@@ -16,6 +16,7 @@ _COMMANDS = (
     "debug",
     "export",
     "gpu",
+    "handout",
     "hint",
     "import",
     "list",

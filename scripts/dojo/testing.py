@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dojo.instruments.evidence import evidence_of_shape, evidence_of_values
 from dojo.project import Project
+from dojo.testrun.banned import Banned
 from dojo.testrun.loading import place_of, place_of_call
 
 # rtol and atol of `torch.testing.assert_close`; every other dtype is compared exactly.
@@ -402,7 +403,7 @@ def forbid(*names: str) -> Iterator[None]:
     with _in_new_threads_too(lambda: (Called(), Computed())):  # type: ignore[no-untyped-call]
         yield
     if seen:
-        pytest.fail(f"the brief bans this call: {seen[0]}", pytrace=False)
+        raise Banned(f"the brief bans this call: {seen[0]}", pytrace=False)
 
 
 # Operators of other names that compute what a function of these names does.
@@ -456,7 +457,7 @@ def forbid_autograd() -> Iterator[None]:
         torch.autograd.Variable._execution_engine = engine
         forward_ad.make_dual = make_dual
     if seen:
-        pytest.fail(f"the brief bans this: {seen[0]}", pytrace=False)
+        raise Banned(f"the brief bans this: {seen[0]}", pytrace=False)
 
 
 @contextlib.contextmanager

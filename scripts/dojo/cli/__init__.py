@@ -16,6 +16,7 @@ _COMMANDS = (
     "debug",
     "export",
     "gpu",
+    "grade",
     "handout",
     "hint",
     "import",

@@ -65,13 +65,18 @@ class Pool:
 
 @contextmanager
 def runner_pool(
-    project: Project, limits: Limits | None = None, imports: Sequence[str] = ()
+    project: Project,
+    limits: Limits | None = None,
+    imports: Sequence[str] = (),
+    size: int | None = None,
 ) -> Iterator[Pool]:
-    """Start as many runners as there are cores, and end them afterwards.
+    """Start so many runners, or as many as there are cores, and end them afterwards.
 
     They import these modules beforehand, too.
     """
-    runners = [Runner(project, limits, processes=1, imports=imports) for _ in range(cores())]
+    runners = [
+        Runner(project, limits, processes=1, imports=imports) for _ in range(size or cores())
+    ]
     try:
         yield Pool(runners)
     finally:

@@ -56,7 +56,11 @@ class Warm:
 
     def __init__(self, project: Project, imports: Sequence[str] = ()) -> None:
         """Start the process; it gets ready while the caller goes on, with these modules too."""
-        self.process = _start("dojo.runner.forkserver", project, imports)
+        self._project, self._imports = project, imports
+        self._start()
+
+    def _start(self) -> None:
+        self.process = _start("dojo.runner.forkserver", self._project, self._imports)
         self._ready = False
 
     def ask(self, request: Request, tell_failure: Tell) -> Answer:
@@ -79,6 +83,9 @@ class Warm:
 
     def _replies(self, request: Request | LogRequest) -> Iterator[Failure | Said | Answer]:
         """Send the request, and yield what comes back."""
+        if self._ready and self.process.poll() is not None:
+            self.close()  # the code of an earlier request has ended it
+            self._start()
         assert self.process.stdout is not None
         if not self._ready:
             if self.process.stdout.readline() != READY:

@@ -1,5 +1,6 @@
 """Grades one submission: what its tests say, and which planted bugs are gone."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
@@ -85,9 +86,8 @@ def grade(
 
     They are counted where the tests came to their end: a text that loops would loop in each run.
     """
-    try:
-        result = runner.run(kata, Text(one.text), seed)
-    except DojoError:  # the process that forks those of the tests is gone
+    result = _run(one, kata, runner, seed)
+    if result is None:
         said = "it ended the process that runs the tests"
         return Grade(one.learner, one.kata, one.path, _revision(one), Standing.CRASHED, said)
     if result.verdict is Verdict.CANCELLED:
@@ -98,6 +98,17 @@ def grade(
     bugs = [kata.bug(bug_id) for bug_id in planted]
     count = count_gone(kata.correct_source, bugs, one.text, by_runs(kata, runner, seed))
     return replace(known, gone=count.gone, at_least=count.at_least) if count else None
+
+
+def _run(one: Submission, kata: Kata, runner: Runner, seed: int) -> RunResult | None:
+    """Run the tests; return None if twice that ended the process that forks those of the tests.
+
+    Once may be the doing of what an earlier submission left running.
+    """
+    for _ in range(2):
+        with contextlib.suppress(DojoError):
+            return runner.run(kata, Text(one.text), seed)
+    return None
 
 
 def _known(one: Submission, planted: Sequence[str], result: RunResult) -> Grade:

@@ -70,7 +70,7 @@ class Warm:
                 tell_failure(said.test)
             elif isinstance(said, Answer):
                 return said
-        raise _ended_unexpectedly()
+        raise self._anew()
 
     def follow(self, request: LogRequest, hear: Hear) -> Answer:
         """Run a system, pass on what it writes as it comes, and return how that ended."""
@@ -79,13 +79,12 @@ class Warm:
                 hear(said.text)
             elif isinstance(said, Answer):
                 return said
-        raise _ended_unexpectedly()
+        raise self._anew()
 
     def _replies(self, request: Request | LogRequest) -> Iterator[Failure | Said | Answer]:
         """Send the request, and yield what comes back."""
         if self._ready and self.process.poll() is not None:
-            self.close()  # the code of an earlier request has ended it
-            self._start()
+            self._anew()  # what an earlier request left running has ended it
         assert self.process.stdout is not None
         if not self._ready:
             if self.process.stdout.readline() != READY:
@@ -94,6 +93,13 @@ class Warm:
         self._send(request.encoded())
         while line := self.process.stdout.readline():
             yield reply(line)
+
+    def _anew(self) -> DojoError:
+        """Start the process anew for the next request; return what is to be said of this one."""
+        self.process.kill()
+        self.close()
+        self._start()
+        return DojoError("the test runner ended unexpectedly; run the command again")
 
     def cancel(self) -> None:
         """End the request under way, if there is one."""
@@ -189,10 +195,6 @@ class Cold:
     def close(self) -> None:
         """End the process, if one runs."""
         self.cancel()
-
-
-def _ended_unexpectedly() -> DojoError:
-    return DojoError("the test runner ended unexpectedly; run the command again")
 
 
 def _start(

@@ -77,6 +77,8 @@ def command(
     """
     if form and not folder:
         raise click.UsageError("--format writes into the folder of -o: name one")
+    if count is not None and seed is None:
+        raise click.UsageError("--count goes with the --seed of the handout, which it printed")
     named = [catalogue.find(project, name) for name in dict.fromkeys(names)]
     asked = named or catalogue.finished(project)
     found = find_submissions(source, asked, one=len(named) == 1, pattern=pattern)

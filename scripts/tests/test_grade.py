@@ -433,3 +433,41 @@ def test_katas_that_were_not_asked_for_are_left_out(kata, system, tmp_path, text
     hand_in(tmp_path / "in/ada/katas/02_descent/botched.py", "")
     (found,) = find_submissions(tmp_path / "in", [kata], one=True)
     assert found.kata == "01_scale"
+
+
+@pytest.mark.slow
+@pytest.mark.own_process
+@pytest.mark.filterwarnings("default")  # Dask's own
+def test_a_cluster_grades_each_once_though_a_worker_is_killed(project, tmp_path, texts):
+    distributed = pytest.importorskip("distributed")
+    for number in range(40):
+        hand_in(tmp_path / f"in/l{number:02}/01_scale/botched.py", f"{texts['half']}\n# {number}\n")
+    journal = project.root / "graded" / "results.jsonl"
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None
+    ) as cluster:
+        given = ["grade", tmp_path / "in", "--bugs", ",".join(BOTH), "-o", journal.parent]
+        command = [sys.executable, "-m", "dojo", *given, "--cluster", cluster.scheduler_address]
+        env = {**os.environ, "PYTHONPATH": str(project.root / "scripts")}
+        grading = subprocess.Popen(
+            list(map(str, command)), cwd=project.root, env=env, stdout=subprocess.PIPE, text=True
+        )
+        while not journal.exists() or journal.read_text().count("\n") < 5:
+            time.sleep(0.02)
+        os.kill(cluster.workers[0].pid, signal.SIGKILL)
+        output, _ = grading.communicate(timeout=300)
+    grades = [json.loads(line)["grade"] for line in journal.read_text().splitlines()]
+    assert sorted(one["learner"] for one in grades) == [f"l{number:02}" for number in range(40)]
+    assert {tuple(one["gone"]) for one in grades} == {("adds-factor",)}
+    assert "40 submissions: 40 not solved" in output
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(project, homework, monkeypatch):
+    pytest.importorskip("distributed")
+    from dojo.classroom import cluster
+
+    monkeypatch.setattr(cluster, "_SECONDS", 0.2)
+    given = ["grade", str(homework), "--cluster", "tcp://127.0.0.1:9"]
+    result = CliRunner().invoke(main, given, obj=project)
+    assert result.exit_code == 1
+    assert "no Dask scheduler answers at tcp://127.0.0.1:9" in result.output

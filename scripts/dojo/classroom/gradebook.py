@@ -1,24 +1,39 @@
-"""Grades a class: each submission in its turn, on as many cores as are asked for."""
+"""Grades a class: each submission in its turn, wherever the work is done."""
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from dojo.classroom.grading import Grade, compared, grade, ungraded
 from dojo.classroom.journal import Journal, measure_of
 from dojo.classroom.submissions import Submission
 from dojo.kata.kata import Kata
+from dojo.kata.kata_toml import load
 from dojo.project import Project
 from dojo.runner.pool import Pool, runner_pool
 from dojo.runner.runner import Runner
 
 
+@dataclass(frozen=True)
+class Job:
+    """A submission to grade, with all that it takes, so that it can be sent elsewhere."""
+
+    number: int
+    submission: Submission
+    planted: tuple[str, ...]
+    seed: int
+
+
+Done = Callable[[Job, Grade], None]  # told of each grade as it is there, from any thread
+Run = Callable[[Sequence[Job], Done], None]
+
+
 def grade_class(
-    project: Project,
     submissions: Sequence[Submission],
     planted: Mapping[Kata, tuple[str, ...]],
+    run: Run,
     *,
-    jobs: int,
     journal: Journal | None = None,
     graded: Callable[[], None] = lambda: None,
 ) -> list[Grade]:
@@ -37,30 +52,52 @@ def grade_class(
         if known is None and journal:
             known = journal.known(measures[one.kata], one.learner, one.kata, one.text)
         if known is None:
-            waiting.append((number, one))
+            waiting.append(Job(number, one, planted[katas[one.kata]], seed))
         else:
             grades[number] = known
             graded()
 
-    def work(runner: Runner, job: tuple[int, Submission]) -> None:
-        number, one = job
-        kata = katas[one.kata]
-        if (made := grade(one, kata, planted[kata], runner, seed)) is not None:
-            grades[number] = made
-            if journal:
-                journal.add(measures[kata.name], seed, made)
-            graded()
+    def done(job: Job, made: Grade) -> None:
+        grades[job.number] = made
+        if journal:
+            journal.add(measures[made.kata], job.seed, made)
+        graded()
 
     if waiting:
-        with _judges(project, min(jobs, len(waiting))) as pool:
-            for _ in pool.map(work, waiting):
+        run(waiting, done)
+    in_order = [grades[number] for number in sorted(grades)]
+    return compared(in_order, submissions, katas, {kata.name: planted[kata] for kata in planted})
+
+
+def on_this_machine(project: Project, size: int) -> Run:
+    """Return what does so many jobs at a time here."""
+
+    def run(jobs: Sequence[Job], done: Done) -> None:
+        work = judge(project)
+
+        def tell(runner: Runner, job: Job) -> None:
+            if (made := work(runner, job)) is not None:
+                done(job, made)
+
+        with judges(project, min(size, len(jobs))) as pool:
+            for _ in pool.map(tell, jobs):
                 pass
-    done = [grades[number] for number in sorted(grades)]
-    return compared(done, submissions, katas, {kata.name: planted[kata] for kata in planted})
+
+    return run
+
+
+def judge(project: Project) -> Callable[[Runner, Job], Grade | None]:
+    """Return what grades a submission by a runner; nothing comes of one that is cancelled."""
+
+    def work(runner: Runner, job: Job) -> Grade | None:
+        kata = load(project.katas / job.submission.kata)
+        return grade(job.submission, kata, job.planted, runner, job.seed)
+
+    return work
 
 
 @contextmanager
-def _judges(project: Project, size: int) -> Iterator[Pool]:
-    """Start what runs submissions."""
+def judges(project: Project, size: int) -> Iterator[Pool]:
+    """Start what runs submissions, here or on a cluster's machine."""
     with runner_pool(project, size=size) as pool:
         yield pool

@@ -79,6 +79,12 @@ def ungraded(one: Submission) -> Grade:
     return Grade(one.learner, one.kata, one.path, "", standing, one.problem)
 
 
+def ended_runner(one: Submission) -> Grade:
+    """Return the grade of what took along the process that runs the tests."""
+    said = "it ended the process that runs the tests"
+    return Grade(one.learner, one.kata, one.path, _revision(one), Standing.CRASHED, said)
+
+
 def grade(
     one: Submission, kata: Kata, planted: Sequence[str], runner: Runner, seed: int
 ) -> Grade | None:
@@ -88,8 +94,7 @@ def grade(
     """
     result = _run(one, kata, runner, seed)
     if result is None:
-        said = "it ended the process that runs the tests"
-        return Grade(one.learner, one.kata, one.path, _revision(one), Standing.CRASHED, said)
+        return ended_runner(one)
     if result.verdict is Verdict.CANCELLED:
         return None
     known = _known(one, planted, result)

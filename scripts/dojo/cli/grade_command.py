@@ -7,7 +7,7 @@ import click
 
 from dojo.classroom.assignment import Assignment
 from dojo.classroom.files import Format, as_csv, as_json, write_format
-from dojo.classroom.gradebook import grade_class
+from dojo.classroom.gradebook import Run, grade_class, on_this_machine
 from dojo.classroom.grading import Grade
 from dojo.classroom.journal import Journal
 from dojo.classroom.submissions import find_submissions
@@ -51,6 +51,11 @@ from dojo.wording.grades import grade_table, summary_lines
 @click.option(
     "--jobs", type=click.IntRange(min=1), metavar="N", help="Run N at a time; the cores by default."
 )
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="Have a Dask cluster do the work; its machines see this checkout at the same path.",
+)
 @click.pass_obj
 def command(
     project: Project,
@@ -63,6 +68,7 @@ def command(
     folder: Path | None,
     form: str | None,
     jobs: int | None,
+    cluster: str | None,
 ) -> None:
     """Grade what a class has handed in: a folder, a zip, or a table with learner, kata and path.
 
@@ -73,12 +79,15 @@ def command(
     \b
     Example: kata grade submissions.zip softmax
     Example: kata grade homework --count 2 --seed 7 -o grades --format gradescope
+    Example: kata grade homework -o grades --cluster tcp://10.0.0.1:8786
     Exit status: 0 all were graded, whatever came of it; 1 there was nothing to grade.
     """
     if form and not folder:
         raise click.UsageError("--format writes into the folder of -o: name one")
     if count is not None and seed is None:
         raise click.UsageError("--count goes with the --seed of the handout, which it printed")
+    if jobs and cluster:
+        raise click.UsageError("--jobs is for this machine; a cluster has its own number")
     named = [catalogue.find(project, name) for name in dict.fromkeys(names)]
     asked = named or catalogue.finished(project)
     found = find_submissions(source, asked, one=len(named) == 1, pattern=pattern)
@@ -89,10 +98,9 @@ def command(
     with grading(len(found)) as graded:
         try:
             grades = grade_class(
-                project,
                 found,
                 {kata: planted[kata.name] for kata in katas},
-                jobs=jobs or cores(),
+                _run(project, jobs, cluster),
                 journal=journal,
                 graded=graded,
             )
@@ -104,6 +112,14 @@ def command(
         click.echo(line)
     if folder:
         _write(folder, grades, katas, Format(form) if form else None)
+
+
+def _run(project: Project, jobs: int | None, cluster: str | None) -> Run:
+    if cluster is None:
+        return on_this_machine(project, jobs or cores())
+    from dojo.classroom.cluster import on_cluster  # not above: Dask is an extra
+
+    return on_cluster(project, cluster)
 
 
 def _journal(folder: Path) -> Journal:

@@ -20,10 +20,10 @@ class Journal:
         self._known: dict[tuple[str, ...], Grade] = {}
         self.seed: int | None = None  # of the random data that all were tested on
         try:
-            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+            text = path.read_text(encoding="utf-8") if path.is_file() else ""
         except (OSError, UnicodeDecodeError) as error:
             raise DojoError(f"{path} cannot be read: {error}; take it away to begin anew") from None
-        for line in lines:
+        for line in text.splitlines():
             try:
                 facts = json.loads(line)
                 grade = Grade.from_json(facts["grade"])
@@ -31,9 +31,9 @@ class Journal:
                 self.seed = facts["seed"]
             except (ValueError, KeyError, TypeError):
                 continue
-        if lines:
+        if text and not text.endswith("\n"):
             with path.open("a", encoding="utf-8") as file:
-                file.write("\n")  # ends a line that was cut off
+                file.write("\n")
 
     def known(self, measure: str, learner: str, kata: str, text: str) -> Grade | None:
         """Return the grade of a learner's text by this measure, if it was graded."""

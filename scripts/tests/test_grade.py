@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import pytest
@@ -23,7 +24,7 @@ from dojo.classroom.likeness import tree_revision
 from dojo.classroom.submissions import Submission, find_submissions
 from dojo.cli import main
 from dojo.errors import DojoError
-from dojo.testrun.results import Verdict
+from dojo.testrun.results import RunResult, Verdict
 
 BOTH = ("adds-factor", "subtracts-offset")
 
@@ -426,6 +427,35 @@ def test_one_that_kills_what_runs_it_takes_no_other_along(kata, runner, texts):
         "it ended the process that runs the tests",
     )
     assert runner.run(kata, seed=0).verdict is Verdict.FAILED
+
+
+def test_who_hands_in_no_solution_is_told_inside_one_folder_too(kata, tmp_path, texts):
+    for learner in ("ada", "bob"):
+        hand_in(tmp_path / f"in/all/{learner}/01_scale/botched.py", texts["half"])
+    hand_in(tmp_path / "in/all/eve/essay.txt", "I tried.")
+    found = find_submissions(tmp_path / "in", [kata], one=False)
+    assert [(one.learner, one.problem) for one in found] == [
+        ("ada", ""),
+        ("bob", ""),
+        ("eve", "no solution is in it"),
+    ]
+
+
+def test_tampering_that_a_sandbox_saw_is_no_solution(kata, texts):
+    @dataclass(frozen=True)
+    class Judged(RunResult):
+        tampering: str = "it replaced torch.allclose"
+
+    class Sandboxed:
+        def run(self, kata, implementation, seed):
+            return Judged(Verdict.PASSED, (), "", 0.1)
+
+    made = grade(Submission("eve", "01_scale", "p", texts["solved"]), kata, BOTH, Sandboxed(), 0)
+    assert (made.standing, made.detail, made.gone) == (
+        Standing.TAMPERED,
+        "it replaced torch.allclose",
+        None,
+    )
 
 
 def test_katas_that_were_not_asked_for_are_left_out(kata, system, tmp_path, texts):

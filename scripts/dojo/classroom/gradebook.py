@@ -98,6 +98,6 @@ def judge(project: Project) -> Callable[[Runner, Job], Grade | None]:
 
 @contextmanager
 def judges(project: Project, size: int) -> Iterator[Pool]:
-    """Start what runs submissions, here or on a cluster's machine."""
+    """Start what runs submissions, here or on a cluster's machine: the one place that does."""
     with runner_pool(project, size=size) as pool:
         yield pool

@@ -127,7 +127,7 @@ def _known(one: Submission, planted: Sequence[str], result: RunResult) -> Grade:
         one.path,
         _revision(one),
         standing,
-        detail=_one_line(result.detail),
+        detail=_one_line(_tampering(result) or result.detail),
         planted=tuple(planted),
         gone=tuple(planted) if standing is Standing.SOLVED else None,
         failed=tuple(sorted(failing_functions(result.tests))),
@@ -142,8 +142,14 @@ def _revision(one: Submission) -> str:
     return revision(one.text.encode())
 
 
+def _tampering(result: RunResult) -> str:
+    """Return what the code did to its judge, if anything was seen: a sandbox's results tell."""
+    seen: str = getattr(result, "tampering", "")
+    return seen
+
+
 def _standing(result: RunResult) -> Standing:
-    if getattr(result, "tampering", ""):  # a sandbox's results alone say so
+    if _tampering(result):
         return Standing.TAMPERED
     if any(test.outcome is Outcome.TIMEOUT for test in result.tests):
         return Standing.TIMEOUT

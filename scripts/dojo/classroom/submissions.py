@@ -1,12 +1,12 @@
 """Finds what a class has handed in: in a folder, in an archive, or by a table."""
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from dojo.classroom.layouts import Layout, goes_by, learner_name
+from dojo.classroom.layouts import Layout, Places, goes_by, learner_name
 from dojo.classroom.trees import Entry, Unreadable, decoded, entries, read_file
 from dojo.errors import DojoError
 from dojo.kata.kata import Kata
@@ -53,31 +53,36 @@ def _order(one: Submission) -> tuple[str, str, str]:
 
 def _by_layout(source: Path, layout: Layout) -> list[Submission]:
     handed_in = {entry.path: entry for entry in entries(source)}
+    places = layout.places(handed_in, source.resolve().stem)
     found = [
         _read(learner, kata.name, str(path), handed_in[path])
-        for path, (learner, kata) in layout.places(handed_in, source.resolve().stem).items()
+        for path, (learner, kata) in places.items()
     ]
     alone = any(path.parts[0] == "katas" for path in handed_in)
-    return found if alone else found + list(_without_solution(handed_in.values(), found))
+    return found if alone else found + list(_without_solution(handed_in, places))
 
 
 def _without_solution(
-    handed_in: Iterable[Entry], found: Sequence[Submission]
+    handed_in: Mapping[PurePosixPath, Entry], places: Places
 ) -> Iterator[Submission]:
     """Yield who handed something in, and no solution: a folder or an archive of theirs is there."""
-    known = {part for one in found for part in PurePosixPath(one.path).parts[:-1]}
-    told: set[str] = set()
-    for entry in handed_in:
-        top = entry.path.parts[0]
-        if entry.path.suffix == ".zip":  # it could not be looked into
-            yield _read(learner_name(top), "", str(entry.path), entry)
-        elif len(entry.path.parts) > 1 and not known & set(entry.path.parts[:2]) | told & {top}:
-            yield Submission(
-                _shown(learner_name(top)), "", _shown(top), problem="no solution is in it"
-            )
+    tops = {path.parts[0] for path in handed_in}
+    learners = {learner for learner, _ in places.values()}
+    # One folder may hold those of all.
+    depth = 1 if len(tops) == 1 and not learners & set(map(learner_name, tops)) else 0
+    told = {path.parts[depth] for path in places if len(path.parts) > depth}
+    for path, entry in handed_in.items():
+        if len(path.parts) <= depth:
+            continue
+        own = path.parts[depth]
+        if path.suffix == ".zip":  # it could not be looked into
+            yield _read(learner_name(own), "", str(path), entry)
+        elif len(path.parts) > depth + 1 and own not in told:
+            problem = "no solution is in it"
+            yield Submission(_shown(learner_name(own)), "", _shown(own), problem=problem)
         else:
             continue
-        told.add(top)
+        told.add(own)
 
 
 def _by_table(source: Path, katas: Sequence[Kata]) -> Iterator[Submission]:

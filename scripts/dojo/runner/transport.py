@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 from dojo.errors import DojoError
@@ -56,11 +57,8 @@ class Warm:
 
     def __init__(self, project: Project, imports: Sequence[str] = ()) -> None:
         """Start the process; it gets ready while the caller goes on, with these modules too."""
-        self._project, self._imports = project, imports
-        self._start()
-
-    def _start(self) -> None:
-        self.process = _start("dojo.runner.forkserver", self._project, self._imports)
+        self._start = partial(_start, "dojo.runner.forkserver", project, imports)
+        self.process = self._start()
         self._ready = False
 
     def ask(self, request: Request, tell_failure: Tell) -> Answer:
@@ -98,7 +96,7 @@ class Warm:
         """Start the process anew for the next request; return what is to be said of this one."""
         self.process.kill()
         self.close()
-        self._start()
+        self.process, self._ready = self._start(), False
         return DojoError("the test runner ended unexpectedly; run the command again")
 
     def cancel(self) -> None:

@@ -314,3 +314,27 @@ def test_files_that_cannot_be_used_get_one_clear_line(cli, tmp_path):
         assert result.exit_code in (1, 2)
         assert reason in result.output
         assert "Traceback" not in result.output
+
+
+def test_the_histories_of_a_class_stand_side_by_side(cli, project, tmp_path, history, other):
+    practise(other)
+    (tmp_path / "one.json").write_text(export_history(other, "Ada \x1b[31mLovelace"))
+    (tmp_path / "bob.json").write_text(export_history(history))
+    (tmp_path / "damaged.json").write_text("{")
+    result = cli("import", *sorted(tmp_path.glob("*.json")))
+    assert result.exit_code == 1
+    assert "damaged.json is no whole export" in result.output
+    ada, bob = result.output.splitlines()[-2:]
+    assert ada.startswith("Ada Lovelace  1 of 1 ")
+    assert bob.startswith("bob           0 of 1 ")
+    assert "nothing new" not in result.output
+    with History(project.history) as here:
+        assert not here.solved_katas()
+
+
+def test_a_name_is_in_an_export_if_it_is_wanted(cli, tmp_path):
+    cli("export", tmp_path / "without.json")
+    assert "learner" not in json.loads((tmp_path / "without.json").read_text())
+    cli("export", tmp_path / "with.json", "--name", "Ada")
+    assert json.loads((tmp_path / "with.json").read_text())["learner"] == "Ada"
+    assert "nothing new in it" in cli("import", tmp_path / "with.json").output

@@ -18,6 +18,8 @@ _COMMANDS = (
     "debug",
     "export",
     "gpu",
+    "grade",
+    "handout",
     "hint",
     "import",
     "list",

@@ -14,17 +14,19 @@ from dojo.project import Project
 @click.command(name="export")
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--force", is_flag=True, help="Overwrite a file that exists.")
+@click.option("--name", metavar="NAME", help="Put your name in, for a class's table.")
 @click.pass_obj
-def command(project: Project, file: Path, force: bool) -> None:
+def command(project: Project, file: Path, force: bool, name: str | None) -> None:
     """Write your whole history to FILE, as JSON; - is standard output.
 
     Your texts are not in it: attempts, runs, hints and practice sessions are.
 
     \b
     Example: kata export history.json
+    Example: kata export ada.json --name "Ada Lovelace"
     """
     with opened_history(project) as history:
-        text = export_history(history) + "\n"
+        text = export_history(history, name) + "\n"
     if str(file) == "-":
         click.echo(text, nl=False)
         return

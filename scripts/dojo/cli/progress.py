@@ -6,7 +6,15 @@ from contextlib import contextmanager
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
@@ -73,6 +81,19 @@ def verifying() -> Iterator[VerifyProgress]:
     columns = (katas, BarColumn(), _Rate(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with RichProgress(*columns, console=console, transient=True) as bar:
         yield VerifyProgress(bar)
+
+
+@contextmanager
+def grading(submissions: int) -> Iterator[Callable[[], None]]:
+    """Show the progress of grading on standard error; yield what says that one more is graded."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    columns = (TextColumn("graded"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    with RichProgress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=submissions)
+        yield lambda: bar.advance(task)
 
 
 class _Rate(ProgressColumn):

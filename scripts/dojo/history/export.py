@@ -40,8 +40,11 @@ _DAMAGE = (
 )
 
 
-def export_history(history: History) -> str:
-    """Return the whole history as JSON: the schema's version, and every table's rows."""
+def export_history(history: History, learner: str | None = None) -> str:
+    """Return the whole history as JSON: the schema's version, and every table's rows.
+
+    The learner's name is in it if it is given.
+    """
     database = history.database
     with database.transaction():  # one moment of it, whoever else writes
         names = [name for (name,) in database.execute(_TABLES)]
@@ -50,6 +53,7 @@ def export_history(history: History) -> str:
         "format": _FORMAT,
         "version": len(MIGRATIONS),
         "exported_at": now(),
+        **({"learner": learner} if learner else {}),
         "tables": tables,
     }
     return json.dumps(document, indent=1)
@@ -60,7 +64,17 @@ def import_history(history: History, content: bytes, name: str) -> Counter[str]:
 
     Raises `DojoError`, which calls the file by that name, for anything but a sound export.
     """
-    version, tables = _document(content, name)
+    with opened(content, name) as (theirs, _):
+        return merge(theirs.database, history.database)
+
+
+@contextmanager
+def opened(content: bytes, name: str) -> Iterator[tuple[History, str | None]]:
+    """Yield the history in an export, and the learner's name if it has one.
+
+    Raises `DojoError`, which calls the file by that name, for anything but a sound export.
+    """
+    version, learner, tables = _document(content, name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "history.sqlite"
         with _refusing(name):
@@ -68,7 +82,7 @@ def import_history(history: History, content: bytes, name: str) -> Counter[str]:
         with History(path) as theirs:
             with _refusing(name):
                 _check(theirs.database)
-            return merge(theirs.database, history.database)
+            yield theirs, learner
 
 
 @contextmanager
@@ -80,10 +94,11 @@ def _refusing(name: str) -> Iterator[None]:
         raise DojoError(f"{name} is damaged: {error}; nothing was imported") from None
 
 
-def _document(content: bytes, name: str) -> tuple[int, Any]:
+def _document(content: bytes, name: str) -> tuple[int, str | None, Any]:
     try:
         document = json.loads(content)
         known, version, tables = (document[key] for key in ("format", "version", "tables"))
+        learner = document.get("learner")
     except (ValueError, TypeError, KeyError, RecursionError):
         raise DojoError(f"{name} is no whole export; {typed('export')} makes one") from None
     if known != _FORMAT or type(version) is not int or version < 1:
@@ -92,7 +107,7 @@ def _document(content: bytes, name: str) -> tuple[int, Any]:
         raise DojoError(
             f"{name} was exported by a newer version of the katas; update this checkout first"
         )
-    return version, tables
+    return version, learner if isinstance(learner, str) else None, tables
 
 
 def _restore(path: Path, version: int, tables: Any) -> None:

@@ -24,6 +24,7 @@ from dojo.files import revision
 from dojo.kata.kata_toml import load
 from dojo.pytest_plugin import reporter, sealing
 from dojo.testrun import guards
+from dojo.testrun.banned import Banned
 from dojo.testrun.closed_book import PROOF, Reads, closed_book
 from dojo.testrun.device import has_gpu
 from dojo.testrun.implementation import (
@@ -357,7 +358,9 @@ def _test_result(
     tested = item.config.stash.get(_revisions, {}).get(item.path.parent, "")
     seconds = item.stash.get(_seconds, 0.0)
     symptom = item.get_closest_marker("symptom") is not None
-    return TestResult(name, outcome, message, seconds, tested, _raised(call), printed, symptom)
+    banned = call.excinfo is not None and isinstance(call.excinfo.value, Banned)
+    raised = _raised(call)
+    return TestResult(name, outcome, message, seconds, tested, raised, printed, symptom, banned)
 
 
 # What torch says of the graph where a test goes back through a result, in words about the result.

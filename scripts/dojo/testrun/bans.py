@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pytest
 import torch
 from torch._C._dynamo import eval_frame
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dojo.testrun.banned import Banned
 from dojo.testrun.loading import place_of_call
 
 # A family has the names of functions that lead to the same computation; `forbid(*SOFTMAX)`. Each
@@ -53,7 +53,7 @@ def forbid(*names: str) -> Iterator[None]:
     with _in_threads_too(modes), _functions_always_seen(), modes():
         yield
     if seen:
-        pytest.fail(f"the brief bans this call: {seen[0]}", pytrace=False)
+        raise Banned(f"the brief bans this call: {seen[0]}", pytrace=False)
 
 
 class _Called(TorchFunctionMode):
@@ -193,4 +193,4 @@ def forbid_autograd() -> Iterator[None]:
         torch.autograd.Variable._execution_engine = engine
         forward_ad.make_dual = make_dual
     if seen:
-        pytest.fail(f"the brief bans this: {seen[0]}", pytrace=False)
+        raise Banned(f"the brief bans this: {seen[0]}", pytrace=False)

@@ -96,8 +96,6 @@ def explain_load_error(error: BaseException, path: Path) -> str:
     name = path.name
     if isinstance(error, FileNotFoundError) and not path.exists():
         return f"{name} is missing: {typed('reset')} puts it back"
-    if isinstance(error, OSError) and error.filename == str(path):
-        return f"{name} cannot be read: {error.strerror}"
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"{name}, line {error.lineno}: {type(error).__name__}: {error.msg}"
     line, traceback = None, error.__traceback__
@@ -105,5 +103,7 @@ def explain_load_error(error: BaseException, path: Path) -> str:
         if traceback.tb_frame.f_code.co_filename == str(path):
             line = traceback.tb_lineno
         traceback = traceback.tb_next
+    if not line and isinstance(error, OSError) and error.filename == str(path):
+        return f"{name} cannot be read: {error.strerror}"
     place = f"{name}, line {line}" if line else name
     return f"{place}: {type(error).__name__}: {error}"

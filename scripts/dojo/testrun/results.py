@@ -36,6 +36,7 @@ class TestResult:
     raised: bool = False  # an exception ended it, other than an assertion or a warning
     printed: str = ""  # by the code it ran, where it failed; cut to a few lines
     symptom: bool = False  # of a system: it says what a person would notice
+    banned: bool = False  # the code calls what its brief bans
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain data, for xdist and the runner to send."""

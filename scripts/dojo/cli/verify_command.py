@@ -71,7 +71,7 @@ def command(
     """Check katas (all unless named): correct solutions pass, every bug is caught.
 
     Correct are the reference and the files in solutions/. Bugs are planted alone and in some larger
-    sets, with --whole in every pair too (of systems in a sample of them, unless they are named);
+    sets, with --whole in every pair too (of systems and kernels in a sample, unless named);
     the first test of a bug's killed_by to fail has caught it.
     What is proved is noted in .dojo/proofs, and not run again until the kata, what runs its tests,
     or a version changes. A draft, whose kata.toml has a TODO left, does not count unless it is

@@ -30,7 +30,8 @@ class Verifier:
     A bug is caught once a test of its `killed_by` fails. A `whole` check goes on from there: every
     test of every `killed_by` has to fail, whatever else is planted, in every pair too. It takes
     more seeds, for chance is no test, and earlier proofs that the ledger keeps do not count. A
-    `sample` of a system's pairs and healthy seeds takes the place of all: those take minutes each.
+    `sample` of the pairs of systems and kernels, and of a system's healthy seeds, takes the place
+    of all: those take minutes each.
     """
 
     def __init__(
@@ -71,7 +72,8 @@ class Verifier:
 
     def _pairs(self, kata: Kata, bugs: Sequence[Bug]) -> list[tuple[Bug, ...]]:
         """Return the pairs to plant."""
-        return (some_pairs if kata.is_system and self._sample else pairs)(kata, bugs)
+        takes_seconds = kata.is_system or kata.needs_triton
+        return (some_pairs if takes_seconds and self._sample else pairs)(kata, bugs)
 
     def _healthy_seeds(self) -> range:
         """Return what to raise the seeds of a system's symptoms by."""

@@ -9,7 +9,7 @@ from dojo.kata.kata import Kata
 from dojo.kata.planting import choose, conflict
 
 LARGER_SETS, SMALLEST = 10, 3
-SAMPLE = 30
+SAMPLE = 20
 
 
 def pairs(kata: Kata, bugs: Sequence[Bug]) -> list[tuple[Bug, ...]]:

@@ -218,6 +218,7 @@ def _check_nothing_is_lost(project, kata, mine, where):
         assert result.exit_code == 0, f"{where}: {result.output} {result.exception!r}"
 
 
+@pytest.mark.own_process  # a fork would close the warm process that others are lent
 def test_two_hundred_kills_that_hit_a_live_command_lose_nothing(project, kata, history):
     seed = random.randrange(2**32)
     rng = random.Random(seed)

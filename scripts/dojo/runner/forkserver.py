@@ -112,8 +112,10 @@ def _delegate(line: bytes, requests: int, answers: BinaryIO, collector: type[Col
 
 
 if __name__ == "__main__":
+    pid = os.getpid()
     try:
         with contextlib.suppress(BrokenPipeError):  # the client was killed: nobody waits
             main(sys.argv[2:])
     finally:
-        shutil.rmtree(sys.argv[1], ignore_errors=True)
+        if os.getpid() == pid:  # a fork that ends this way leaves its parent's folder alone
+            shutil.rmtree(sys.argv[1], ignore_errors=True)

@@ -24,12 +24,13 @@ def test_the_loop_is_measured_from_its_first_figure_to_its_last(project, capsys)
     header, rule, *rows, screen, key, proof, verified, soaked = capsys.readouterr().out.splitlines()
     assert header.split() == ["01_scale", "ours", "ms", "beside", "its", "ms", "times", "faster"]
     assert set(rule) == {"-", " "}
-    assert len(rows) == 4
+    assert len(rows) == 5
     for row, (task, tool) in zip(
         rows,
         [
             ("save to first failure", "cold pytest"),
             ("save to verdict", "cold pytest"),
+            ("save to count", "cold pytest"),
             ("save to verdict", "pytest-watcher"),
             ("a mutant", "cosmic-ray"),
         ],

@@ -335,6 +335,18 @@ def test_closing_ends_the_warm_process(runner, kata):
     assert runner._transport.process.returncode == 0
 
 
+def test_a_process_that_waits_makes_no_fixture_of_the_tests(runner, kata, tmp_path):
+    made, tests = tmp_path / "made", kata.tests.read_text()
+    fixture = (
+        "\n\n@pytest.fixture(autouse=True)\ndef noted(impl):\n"
+        f"    with open({str(made)!r}, 'a') as file:\n        file.write('x')\n"
+    )
+    kata.tests.write_text(f"import pytest\n{tests}{fixture}")
+    count = len(runner.run(kata).tests)
+    assert len(runner.run(kata).tests) == count
+    assert made.stat().st_size == 2 * count
+
+
 def test_a_run_until_the_first_failure_ends_there(runner, kata):
     kata.botched.write_text(kata.planted_source(("adds-factor", "subtracts-offset")))
     assert len(runner.run(kata).tests) == 3

@@ -11,7 +11,7 @@ import pytest
 from dojo.cli.watch_command import _following
 from dojo.files import revision
 from dojo.learner.counting import Count
-from dojo.learner.watcher import Counted, Failed, Key, Ran, Started, _Saved, watching
+from dojo.learner.watcher import Counted, Failed, Key, Ran, Started, Tick, _Saved, watching
 from dojo.runner.runner import Runner
 from dojo.testrun.results import Outcome, RunResult, TestResult, Verdict
 
@@ -209,6 +209,7 @@ def test_a_save_ends_a_count(kata):
         next_of(Ran, events)
         kata.botched.write_text(kata.correct_source.replace("x * factor", "factor - x"))
         next_of(Ran, events)
+        next_of(Tick, events)  # whoever shows the result is done with it
         assert runner.counts.wait(10)
         started = time.monotonic()
         kata.botched.write_text(kata.correct_source.replace("x * factor", "x - factor"))

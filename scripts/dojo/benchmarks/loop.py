@@ -31,6 +31,7 @@ def comparisons(project: Project, kata: Kata, sizes: Sizes) -> Iterator[Comparis
     cold = saves.cold_pytest(project, kata, sizes.saves)
     yield Comparison("save to first failure", "cold pytest", ours.failure, cold)
     yield Comparison("save to verdict", "cold pytest", ours.verdict, cold)
+    yield Comparison("save to count", "cold pytest", ours.count, cold)
     yield compared(
         "save to verdict",
         "pytest-watcher",

@@ -18,17 +18,26 @@ _PYTEST_VERDICT = r"(passed|failed).* in [\d.]+s"
 
 @dataclass(frozen=True)
 class Waits:
-    """Median seconds from a save to the first failing test on the screen, and to the verdict."""
+    """Median seconds from a save until the screen shows the first failing test, and so on."""
 
     failure: float
-    verdict: float
+    verdict: float  # what came of every test
+    count: float  # which planted bugs are gone
 
 
 def ours(project: Project, kata: Kata, saves: int) -> Waits:
     """Save under `kata watch`."""
     command = [sys.executable, "-m", "dojo", "watch", kata.name]
-    # It has shown its keys once it waits for the next save.
-    return _watched(command, project, kata, saves, rf"^{kata.name}: .*$", r"q quit", r"^  fails: ")
+    return _watched(
+        command,
+        project,
+        kata,
+        saves,
+        r"\[\d\d:\d\d:\d\d\] .*$",
+        r"q quit",  # it has shown its keys once it waits for the next save
+        failure=r"^  fails: ",
+        count=rf"^{kata.name}: .* fixed",
+    )
 
 
 def proof(project: Project, kata: Kata, saves: int) -> float:
@@ -77,13 +86,14 @@ def _watched(
     verdict: str,
     ready: str,
     failure: str = "",
+    count: str = "",
     save: Callable[[int], None] | None = None,
 ) -> Waits:
     """Run a watcher, save again and again, and wait for its first failures and its verdicts."""
     with left_as_found(project, kata), in_terminal(command, project) as terminal:
         terminal.wait_for("a verdict", verdict)  # of its first run
         terminal.wait_for("its keys", ready)
-        failures, verdicts = [], []
+        failures, verdicts, counts = [], [], []
         for number in range(saves):
             time.sleep(_PAUSE_SECONDS)
             terminal.forget()
@@ -93,8 +103,10 @@ def _watched(
             failures.append(time.monotonic() - started)
             terminal.wait_for("a verdict", verdict)
             verdicts.append(time.monotonic() - started)
+            terminal.wait_for("a count", count)
+            counts.append(time.monotonic() - started)
             terminal.wait_for("its keys", ready)
-        return Waits(median(failures), median(verdicts))
+        return Waits(median(failures), median(verdicts), median(counts))
 
 
 def _save(kata: Kata, number: int) -> None:

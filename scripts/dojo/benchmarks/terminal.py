@@ -5,6 +5,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import signal
 import struct
 import subprocess
@@ -43,12 +44,12 @@ class Terminal:
         wanted = re.compile(pattern.encode(), re.MULTILINE)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not (match := wanted.search(self._shown)):
-            if time.monotonic() > deadline:
+            # Not by looking again and again: what is timed needs the cores.
+            ready, _, _ = select.select([self._controller], [], [], deadline - time.monotonic())
+            if not ready:
                 raise DojoError(f"{PATIENCE_SECONDS:g} s went by without {what}")
             try:
                 self._shown += os.read(self._controller, _CHUNK)
-            except BlockingIOError:
-                time.sleep(0.0005)
             except OSError:
                 raise DojoError(f"it ended without {what}") from None
         shown, self._shown = self._shown[: match.end()], self._shown[match.end() :]

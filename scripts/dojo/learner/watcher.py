@@ -109,6 +109,7 @@ class Watching:
         self._stop = threading.Event()
         self._running = False
         self._again = False
+        self._told = threading.Event()  # once the result of a run has been taken out
         self._seed = secrets.randbelow(2**31)
         self._failing: set[str] = set()  # likely to fail again, so these come first
         # Read here, before the first run can start: whatever is saved later is a save.
@@ -155,6 +156,7 @@ class Watching:
                     if event.result.whole:
                         self._failing = failed_functions(event.result.tests)
                     yield event
+                self._told.set()
             elif isinstance(event, Failed | Logged | Counted):
                 if not self._again:  # else it is about an older text
                     yield event
@@ -186,11 +188,13 @@ class Watching:
     def stop(self) -> None:
         """End the threads."""
         self._stop.set()
+        self._told.set()
         if self._running:
             self._runner.cancel()
 
     def _start(self) -> None:
         self._running = True
+        self._told.clear()
         threading.Thread(target=self._run, args=(self.planted,), daemon=True).start()
 
     def _run(self, planted: Sequence[Bug]) -> None:
@@ -202,6 +206,9 @@ class Watching:
                 tell_failure=lambda test: self._happened.put(Failed(test)),
             )
             self._happened.put(Ran(result))
+            self._told.wait()  # what follows would take the processor from who shows it
+            if self._stop.is_set():
+                return
             if self._kata.is_system and result.whole:
                 self._happened.put(Logged(self._runner.log(self._kata)))
             if result.verdict is Verdict.FAILED and planted:

@@ -329,6 +329,16 @@ def test_many_runs_leave_nothing_behind(runner, kata):
 
 
 @pytest.mark.own_process
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts through /proc")
+def test_a_run_until_a_failure_leaves_as_many_waiting_as_the_next_may_need(runner, kata):
+    runner.run(kata)
+    runner.run(kata, first_failure=True)
+    time.sleep(0.5)  # they are made after the answer
+    (collector,) = children(runner._transport.process.pid)
+    assert len(children(collector)) == runner._processes
+
+
+@pytest.mark.own_process
 def test_closing_ends_the_warm_process(runner, kata):
     runner.run(kata)
     runner.close()

@@ -86,13 +86,15 @@ class Collector:
         gc.collect()
         gc.freeze()
         request: Request | None = self._request
+        most = 1
         while request is not None:
             if has_gpu():  # what compiles and times kernels there would be in its own way
                 request = replace(request, processes=1)
             self._fork_ahead(request.processes, session)
             if not self._forked:
                 self._run(request)
-                self._fork_ahead(request.processes, session)
+                most = max(most, request.processes)  # what is counted after a run needs fewer
+                self._fork_ahead(most, session)
             if self._forked:
                 return
             request = self._next()

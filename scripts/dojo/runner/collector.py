@@ -52,6 +52,7 @@ class Collector:
         self._wake = -1  # becomes readable when a fork ends
         self._forked = False
         self._rehearsal: pytest.Item | None = None
+        self._rehearses = False  # where a person waits: runs in a row would only lose time
 
     def serve(self) -> NoReturn:
         """Collect, serve, and end the process."""
@@ -90,6 +91,7 @@ class Collector:
         while request is not None:
             if has_gpu():  # what compiles and times kernels there would be in its own way
                 request = replace(request, processes=1)
+            self._rehearses = request.wants_failure
             self._fork_ahead(request.processes, session)
             if not self._forked:
                 self._run(request)
@@ -225,7 +227,7 @@ class Collector:
         os.dup2(1, 2)  # a crash prints its trace there; the verdict says what happened
         capture.start_global_capturing()
         capture.suspend_global_capture()
-        if self._rehearsal is not None:
+        if self._rehearses and self._rehearsal is not None:
             runtestprotocol(self._rehearsal, log=False, nextitem=None)
         line = read_line(requests)
         if not line:  # nobody needs this process any more

@@ -27,7 +27,7 @@ class Growth:
 
 def soak(project: Project, kata: Kata, runs: int) -> Growth:
     """Run the tests of a planted kata, which have to fail each time; needs Linux's /proc."""
-    if not (_PROC / "self" / "statm").exists():
+    if not (_PROC / "self" / "smaps_rollup").exists():
         raise DojoError("what a process holds is read from Linux's /proc, and none is here")
     with Runner(project, Limits()) as runner:
         for _ in range(3):
@@ -54,8 +54,10 @@ def _held(process: int) -> tuple[int, int, int]:
     """Return open files, children (zombies count) and KB in memory of a tree of processes."""
     folder = _PROC / str(process)
     children = (folder / "task" / str(process) / "children").read_text().split()
-    pages = int((folder / "statm").read_text().split()[1])
-    kilobytes = pages * os.sysconf("SC_PAGE_SIZE") // 1024
+    # What is shared with a fork counts once.
+    lines = (folder / "smaps_rollup").read_text().splitlines()[1:]
+    rollup = dict(line.split(":") for line in lines)
+    kilobytes = int(rollup["Pss"].split()[0])
     held = [len(list((folder / "fd").iterdir())), len(children), kilobytes]
     for child in children:
         held = [mine + its for mine, its in zip(held, _held(int(child)), strict=True)]

@@ -21,7 +21,9 @@ SHORT = Sizes(saves=2, keys=2, cosmic_ray_seconds=20.0, soak_runs=20)
 
 def test_the_loop_is_measured_from_its_first_figure_to_its_last(project, capsys):
     print_loop(project, "01_scale", SHORT)
-    header, rule, *rows, screen, key, proof, verified, soaked = capsys.readouterr().out.splitlines()
+    header, rule, *rows, screen, key, request, proof, verified, soaked = (
+        capsys.readouterr().out.splitlines()
+    )
     assert header.split() == ["01_scale", "ours", "ms", "beside", "its", "ms", "times", "faster"]
     assert set(rule) == {"-", " "}
     assert len(rows) == 5
@@ -40,6 +42,7 @@ def test_the_loop_is_measured_from_its_first_figure_to_its_last(project, capsys)
         assert float(row.split()[-1]) > 1
     assert re.fullmatch(r"practice: first screen after \d+\.\d\d s", screen)
     assert re.fullmatch(r"a key, while tests run: \d+ ms", key)
+    assert re.fullmatch(r"the next request to review: \d+ ms", request)
     assert re.fullmatch(r"a proof: \d+ ms from save to verdict", proof)
     assert re.fullmatch(r"verify: \d+\.\d variants a second on each core", verified)
     assert re.fullmatch(

@@ -1,4 +1,4 @@
-"""Times what a person in a practice session waits for beside verdicts: the screen, and a key."""
+"""Times what a person waits for beside verdicts: a screen, a key, the next request to review."""
 
 import sys
 import time
@@ -11,6 +11,7 @@ from dojo.kata.kata import Kata
 from dojo.project import Project
 
 _BETWEEN_KEYS_SECONDS = 0.3  # a key a time, as a person presses them
+_READING_SECONDS = 1.0  # far less than a person reads
 
 
 @dataclass(frozen=True)
@@ -43,3 +44,23 @@ def practice_screen(project: Project, kata: Kata, keys: int) -> Waits:
                 seconds.append(time.monotonic() - pressed)
                 terminal.press("p")
             return Waits(first_screen, median(seconds))
+
+
+def next_request(project: Project, kata: Kata, requests: int) -> float:
+    """Return the median seconds from Enter to the next request to review, of any kata."""
+    count = requests + 1
+    command = [sys.executable, "-m", "dojo", "review", f"--count={count}", "--seed=1"]
+    with left_as_found(project, kata), in_terminal(command, project) as terminal:
+        terminal.wait_for("a request", "Mark what")
+        seconds = []
+        for _ in range(requests):
+            time.sleep(_READING_SECONDS)
+            terminal.press("a")
+            terminal.wait_for("the truth", "Enter goes on")
+            time.sleep(_BETWEEN_KEYS_SECONDS)
+            terminal.forget()
+            pressed = time.monotonic()
+            terminal.press("\r")
+            terminal.wait_for("a request", "Mark what")
+            seconds.append(time.monotonic() - pressed)
+        return median(seconds)

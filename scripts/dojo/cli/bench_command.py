@@ -52,7 +52,7 @@ def print_loop(project: Project, name: str, sizes: Sizes) -> None:
         from dojo.benchmarks.copies import copied
         from dojo.benchmarks.loop import comparisons
         from dojo.benchmarks.saves import proof
-        from dojo.benchmarks.screen import practice_screen
+        from dojo.benchmarks.screen import next_request, practice_screen
         from dojo.benchmarks.soak import soak
         from dojo.benchmarks.variants import verify_rate
     except ModuleNotFoundError as error:
@@ -76,6 +76,8 @@ def print_loop(project: Project, name: str, sizes: Sizes) -> None:
         waits = practice_screen(copy, kata, sizes.keys)
         click.echo(f"practice: first screen after {waits.first_screen:.2f} s")
         click.echo(f"a key, while tests run: {1e3 * waits.key:.0f} ms")
+        reviewed = next_request(copy, kata, sizes.keys)
+        click.echo(f"the next request to review: {1e3 * reviewed:.0f} ms")
         click.echo(f"a proof: {1e3 * proof(copy, kata, sizes.saves):.0f} ms from save to verdict")
         click.echo(f"verify: {verify_rate(copy, kata):.1f} variants a second on each core")
         click.echo(f"running {sizes.soak_runs:,} times in a row ...", err=True)

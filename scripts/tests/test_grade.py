@@ -492,7 +492,7 @@ def test_a_cluster_grades_each_once_though_a_worker_is_killed(project, tmp_path,
 
 def test_a_cluster_that_does_not_answer_is_one_line(project, homework, monkeypatch):
     pytest.importorskip("distributed")
-    from dojo.classroom import cluster
+    from dojo.runner import cluster
 
     monkeypatch.setattr(cluster, "_SECONDS", 0.2)
     given = ["grade", str(homework), "--cluster", "tcp://127.0.0.1:9"]

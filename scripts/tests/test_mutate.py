@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -395,11 +396,39 @@ def test_all_is_the_bugs_and_then_the_mutants(cli, runner, monkeypatch):
     assert json.loads(result.stdout)["all"]["survived"] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.own_process
+@pytest.mark.filterwarnings("default")  # Dask's own
+def test_a_cluster_judges_as_one_machine_does_though_a_worker_is_killed(cli, project, kata):
+    distributed = pytest.importorskip("distributed")
+    environment = {**os.environ, "PYTHONPATH": str(project.root / "scripts")}
+    command = [sys.executable, "-m", "dojo", "verify", "scale", "--mutants", "--json", "-"]
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None
+    ) as cluster:
+        judging = subprocess.Popen(
+            [*command, "--cluster", cluster.scheduler_address],
+            cwd=project.root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        kept = project.state / "mutants"
+        while not any(kept.glob("*")) and judging.poll() is None:
+            time.sleep(0.02)
+        os.kill(cluster.workers[0].pid, signal.SIGKILL)
+        output, _ = judging.communicate(timeout=300)
+    assert not list((project.state / "cluster").glob("*"))
+    shutil.rmtree(kept)
+    assert json.loads(output) == json.loads(cli("scale", "--mutants", "--json", "-").stdout)
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (["--sample", "3"], "go with --mutants or --all"),
         (["--record"], "go with --mutants or --all"),
+        (["--cluster", "tcp://10.0.0.1:8786"], "go with --mutants or --all"),
         (["--mutants", "--sample", "3", "--record"], "leave out --sample"),
         (["--mutants", "--sample", "0"], "--sample"),
         (["--mutants", "--json", "/no/such/folder/scores.json"], "No such file"),

@@ -3,21 +3,18 @@
 import contextlib
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dojo.classroom.gradebook import Done, Job, Run, judge, judges
 from dojo.classroom.grading import Grade, ended_runner
-from dojo.errors import DojoError
 from dojo.project import Project
+from dojo.runner.cluster import dask_client  # first: it says what to do where there is no Dask
 
-try:
-    from distributed import Client, Worker, WorkerPlugin, as_completed, get_worker
-except ImportError:
-    raise DojoError("--cluster needs Dask: .venv/bin/pip install -e '.[cluster]'") from None
+# isort: split
+from distributed import Worker, WorkerPlugin, as_completed, get_worker
 
 _NAME = "kata-judges"
-_SECONDS = 10  # to reach the scheduler
 _log = logging.getLogger("distributed.worker")
 
 
@@ -49,7 +46,7 @@ def on_cluster(project: Project, address: str) -> Run:
     """Return what has a cluster do jobs: each is done once, also where a worker is lost."""
 
     def run(jobs: Sequence[Job], done: Done) -> None:
-        with _client(address) as client:
+        with dask_client(address) as client:
             client.register_plugin(_Judges(project))
             try:
                 _gather(client, jobs, done)
@@ -77,13 +74,3 @@ def _graded(job: Job) -> Grade | None:
     plugin = get_worker().plugins[_NAME]
     assert isinstance(plugin, _Judges)
     return plugin.grade(job)
-
-
-@contextlib.contextmanager
-def _client(address: str) -> Iterator[Any]:
-    try:
-        client = Client(address, timeout=_SECONDS)
-    except (OSError, ValueError) as error:
-        raise DojoError(f"no Dask scheduler answers at {address}: {error}") from None
-    with client:
-        yield client

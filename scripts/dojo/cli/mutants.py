@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TextIO
 
 import click
@@ -22,12 +23,13 @@ def verify_mutants(
     sample_size: int | None,
     record: bool,
     json_file: TextIO | None,
+    cluster: str | None,
 ) -> bool:
     """Judge mutants of the katas' references, and show the scores; say whether none survives."""
     run = MutationRun(project, katas, sample_size)
     progress = Progress()
     try:
-        with runner_pool(project, LIMITS) as pool:
+        with _pool(project, cluster) as pool:
             _judge(run, pool, progress)
             if record:
                 _record(run, pool, progress)
@@ -41,6 +43,14 @@ def verify_mutants(
         json_file.write(json.dumps(as_json(scores), indent=1) + "\n")
     _show(scores, err=json_file is not None)
     return not any(score.survivors() or score.problems for score in scores)
+
+
+def _pool(project: Project, cluster: str | None) -> AbstractContextManager[Pool]:
+    if cluster is None:
+        return runner_pool(project, LIMITS)
+    from dojo.runner.cluster import cluster_pool  # not above: Dask is an extra
+
+    return cluster_pool(project, cluster, LIMITS)
 
 
 def _judge(run: MutationRun, pool: Pool, progress: Progress) -> None:

@@ -41,6 +41,11 @@ from dojo.wording.tables import render
     metavar="N",
     help="Try N mutants a kata (N / 4 of kernels), always the same, in place of every one.",
 )
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="Have a Dask cluster run the mutants; its machines see this checkout at the same path.",
+)
 @click.option("--record", is_flag=True, help="Also write fresh.json: the fresh bugs.")
 @click.option(
     "--healthy",
@@ -64,6 +69,7 @@ def command(
     mutants: bool,
     both: bool,
     sample: int | None,
+    cluster: str | None,
     record: bool,
     healthy: bool,
     json_file: TextIO | None,
@@ -84,10 +90,13 @@ def command(
     Example: kata verify softmax
     Example: kata verify softmax --whole
     Example: kata verify --mutants softmax --json scores.json
+    Example: kata verify --mutants --cluster tcp://10.0.0.1:8786
     Exit status: 0 all is well, 1 something is not caught or malformed.
     """
-    if not (mutants or both) and (sample or record or json_file):
-        raise click.UsageError("--sample, --record and --json go with --mutants or --all")
+    if not (mutants or both) and (sample or cluster or record or json_file):
+        raise click.UsageError(
+            "--sample, --cluster, --record and --json go with --mutants or --all"
+        )
     if mutants and whole:
         raise click.UsageError("--whole is about the bugs: leave out --mutants, or take --all")
     if sample and record:
@@ -100,7 +109,7 @@ def command(
     )
     if mutants or both:
         judged = katas if names else _without_drafts(katas)
-        well &= _mutants().verify_mutants(project, judged, sample, record, json_file)
+        well &= _mutants().verify_mutants(project, judged, sample, record, json_file, cluster)
     if not well:
         raise SystemExit(1)
 

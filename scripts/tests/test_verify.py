@@ -503,7 +503,7 @@ def test_the_symptoms_of_healthy_runs_are_looked_for_under_many_seeds(verify, de
 
 def test_of_systems_that_are_not_named_a_sample_is_planted(project, system, monkeypatch):
     monkeypatch.setattr(sets, "SAMPLE", 1)
-    monkeypatch.setattr(reviews, "SEEDS_NAMED", reviews.SEEDS)
+    monkeypatch.setattr(reviews, "SEEDS_OF_SLOW_NAMED", reviews.SEEDS_OF_SLOW)
     every = len(pairs(system, system.bugs))
     assert every > 1
     sampled, whole = (

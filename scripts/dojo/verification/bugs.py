@@ -68,12 +68,14 @@ class Verifier:
         """Return what requests to review the kata's code rest on."""
         if not self._whole or kata.draft:
             return []
-        return reviews.claims(kata, reviews.SEEDS if self._sample else reviews.SEEDS_NAMED)
+        seeds = reviews.SEEDS
+        if _takes_seconds(kata):
+            seeds = reviews.SEEDS_OF_SLOW if self._sample else reviews.SEEDS_OF_SLOW_NAMED
+        return reviews.claims(kata, seeds)
 
     def _pairs(self, kata: Kata, bugs: Sequence[Bug]) -> list[tuple[Bug, ...]]:
         """Return the pairs to plant."""
-        takes_seconds = kata.is_system or kata.needs_triton
-        return (some_pairs if takes_seconds and self._sample else pairs)(kata, bugs)
+        return (some_pairs if _takes_seconds(kata) and self._sample else pairs)(kata, bugs)
 
     def _healthy_seeds(self) -> range:
         """Return what to raise the seeds of a system's symptoms by."""
@@ -322,3 +324,7 @@ def _masked(chosen: Sequence[Bug], failing: set[str], asked: set[str]) -> Iterat
                 f"{together}: {name} passes although {bug.id} is planted; "
                 f"it cannot stand in that bug's killed_by"
             )
+
+
+def _takes_seconds(kata: Kata) -> bool:
+    return kata.is_system or kata.needs_triton

@@ -20,7 +20,10 @@ from dojo.testrun.results import RunResult, Verdict
 from dojo.verification.findings import refusal
 from dojo.verification.symptoms import symptoms
 
-SEEDS, SEEDS_NAMED = 2, 20  # requests to each kata, in a check of all and of those that are named
+# Requests to each kata: more than a thousand in a check of all.
+SEEDS = 35
+SEEDS_OF_SLOW = 2  # whose tests take seconds, unless the kata is named
+SEEDS_OF_SLOW_NAMED = 20
 
 
 @dataclass(frozen=True)

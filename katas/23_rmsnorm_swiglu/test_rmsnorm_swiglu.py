@@ -283,7 +283,7 @@ def test_dx_grows_with_weight(impl):
         assert_matches(after, before * factor, f"dx when weight is {factor:g} times as large")
 
 
-def test_dweight_goes_by_x_hat(impl):
+def test_dweight_of_larger_rows(impl):
     x, weight, grad_out = rows(6, 4)
     _, before = backward(impl, grad_out, x, weight)
     _, after = backward(impl, grad_out, 8 * x, weight, 64 * EPS)

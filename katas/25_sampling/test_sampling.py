@@ -447,6 +447,7 @@ def script(*rounds):
 
     def choose(logits):
         asked.append(logits)
+        assert len(asked) <= len(rounds), "choose is called again after every row has ended"
         return torch.tensor(rounds[len(asked) - 1])
 
     return step, choose, seen, asked

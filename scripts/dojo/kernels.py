@@ -62,7 +62,7 @@ class _Block:
         end = len(self.buffer) - _BAND
         inside = int(((changed >= _BAND) & (changed < end)).sum())
         if inside and not self.written:
-            what = f"the input {self.name} is left as it was: {inside} of its elements changed"
+            what = f"the input {self.name} is changed, in {inside} of its elements"
         else:
             places = {
                 "before its start": int((changed < _BAND).sum()),

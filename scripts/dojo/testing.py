@@ -371,7 +371,7 @@ def unchanged(**tensors: Tensor) -> Iterator[None]:
     before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     yield
     for name, tensor in tensors.items():
-        assert_matches(tensor, before[name], f"the input {name} is left as it was", rtol=0, atol=0)
+        assert_matches(tensor, before[name], f"the input {name} is changed", rtol=0, atol=0)
 
 
 def golden(name: str) -> Any:

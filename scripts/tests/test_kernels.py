@@ -64,7 +64,7 @@ def test_a_correct_kernel_passes(double):
     [
         (("mask = offsets < n", "mask = offsets < n + 9"), "9 past its end"),
         (("tl.store(out_ptr + offsets", "tl.store(out_ptr - 3 + offsets"), "3 before its start"),
-        (("tl.store(out_ptr", "tl.store(x_ptr"), "argument 1 is left as it was"),
+        (("tl.store(out_ptr", "tl.store(x_ptr"), "argument 1 is changed"),
     ],
 )
 def test_a_write_to_the_wrong_place_is_seen(double, edit, message):

@@ -406,7 +406,7 @@ def test_a_map_of_one_mark_is_one_line():
     expected = torch.arange(4)
     assert failure(expected + 1, expected).splitlines()[1:] == [
         "",
-        "Errors (1 by 4): all are # off by up to 1",
+        "Errors (1 by 4): all are off by up to 1",
     ]
 
 

@@ -29,11 +29,13 @@ def error_map(mismatch: Mismatch) -> list[str]:
         _ZERO: "wrongly zero",
         _NAN: "NaN",
     }
-    there = [f"{mark} {text}" for mark, text in legend.items() if (marks == mark).any()]
+    there = {mark: text for mark, text in legend.items() if (marks == mark).any()}
     title = _title(pooled)
-    if len(there) == 1:
-        return [f"{title} all are {there[0]}"]
-    return [title, *("".join(row) for row in marks), ", ".join(there)]
+    if len(there) == 1:  # no map, and so no marks either
+        (text,) = there.values()
+        return [f"{title} all are {text}"]
+    said = ", ".join(f"{mark} {text}" for mark, text in there.items())
+    return [title, *("".join(row) for row in marks), said]
 
 
 def _marks(mismatch: Mismatch, pooled: Cells, largest: float) -> NDArray[np.str_]:

@@ -45,7 +45,8 @@ class Terminal:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not (match := wanted.search(self._shown)):
             # Not by looking again and again: what is timed needs the cores.
-            ready, _, _ = select.select([self._controller], [], [], deadline - time.monotonic())
+            left = max(deadline - time.monotonic(), 0)
+            ready, _, _ = select.select([self._controller], [], [], left)
             if not ready:
                 raise DojoError(f"{PATIENCE_SECONDS:g} s went by without {what}")
             try:
